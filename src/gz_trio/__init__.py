@@ -1,0 +1,1 @@
+"""A Trio client for language-model gateways whose replies survive a key that dies in mid-reply."""

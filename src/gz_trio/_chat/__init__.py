@@ -1,0 +1,1 @@
+"""Where protocol, authentication and transport meet: sessions, replies, gateways."""
