@@ -1,0 +1,29 @@
+"""How the tests are run: hypothesis profiles, and the examples in the docs and docstrings."""
+
+from hypothesis import HealthCheck, settings
+from sybil import Sybil
+from sybil.document import PythonDocStringDocument
+from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
+from sybil.parsers.rest import DocTestParser
+
+# An ordinary run tries the same examples each time, so that it fails only for what was changed;
+# the other two draw by `--hypothesis-seed`. No deadline: it would measure the machine.
+ordinary = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ordinary", ordinary)
+settings.register_profile("sample", ordinary, derandomize=False, max_examples=1_000)
+settings.register_profile("exhaustive", ordinary, derandomize=False, max_examples=50_000)
+settings.load_profile("ordinary")
+
+pytest_collect_file = (
+    Sybil(
+        [PythonCodeBlockParser(), SkipParser()],
+        filenames=["README.md"],
+        patterns=["docs/*.md"],
+    )
+    + Sybil(
+        [DocTestParser()],
+        path="src",
+        pattern="*.py",
+        document_types={".py": PythonDocStringDocument},
+    )
+).pytest()
