@@ -1,0 +1,57 @@
+"""How Sphinx builds the documentation; `nox -s docs` runs it."""
+
+from importlib.metadata import version as installed_version
+
+from docutils.nodes import Element, TextElement
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+
+project = "gz_trio"
+author = "The gz_trio authors"
+copyright = "The gz_trio authors"
+release = version = installed_version("gz-trio")
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinxcontrib_trio",
+]
+html_theme = "furo"
+html_title = f"gz_trio {version}"
+html_static_path = ["_static"]
+exclude_patterns = ["_build"]
+
+# Docstrings write `code` with one backtick, as Markdown does.
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+myst_heading_anchors = 3
+
+# Names of our own must resolve. Those of Trio and the standard library would need their inventories
+# from the network, and a build must not depend on that.
+nitpick_ignore_regex = [(r"py:.*", r"(?!gz_trio).*")]
+
+
+def resolve_public_name(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: TextElement
+) -> Element | None:
+    """Link a name that a signature gives by its private module to the public name's entry."""
+    target: str = node["reftarget"]
+    if not target.startswith("gz_trio._"):
+        return None
+    return env.domains["py"].resolve_xref(
+        env,
+        node["refdoc"],
+        app.builder,
+        node["reftype"],
+        "gz_trio." + target.rpartition(".")[2],
+        node,
+        contnode,
+    )
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("missing-reference", resolve_public_name)
