@@ -1,0 +1,567 @@
+"""The authenticator: one refresh task, fed by a memory channel, whose results are broadcast.
+
+Every decision is made by `_protocol.refresh.RefreshMachine`; here are the task that calls the
+refresh callable, the 30 seconds, the key store, and the waiters. Who waits for whom:
+
+    streams --401--> machine --first of its generation--> memory channel --> refresh task
+       ^                                                                        |
+       +------------------ trio.Event, carrying an outcome.Outcome -------------+
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+
+import outcome
+import trio
+from trio.lowlevel import checkpoint, disable_ki_protection, enable_ki_protection
+
+from .._background import Background
+from .._protocol.errors import (
+    AuthenticationError,
+    GatewayError,
+    RefreshError,
+    RefreshTimeout,
+)
+from .._protocol.keys import Key, Record
+from .._protocol.refresh import (
+    AuthState,
+    Decision,
+    Fail,
+    Flight,
+    RefreshFailure,
+    RefreshMachine,
+    Start,
+    UseKey,
+    classify_refresh_failure,
+    early_refresh_time,
+)
+from .shield import shielded_after_cancel
+from .stores import KeyStore, MemoryKeyStore
+
+Refresh = Callable[[Key | None], Awaitable[Key | str]]
+"""What refreshes a key: gets the rejected one, or `None` before the first; gives the next."""
+
+KEEP_RESULT_SECONDS = 5.0
+BACKOFF_START_SECONDS = 0.5
+BACKOFF_LIMIT_SECONDS = 8.0
+
+_log = logging.getLogger("gz_trio.auth")
+
+
+class Authenticator:
+    """Holds the key that streams use, and replaces it: once, however many of them failed.
+
+    Made by `open_authenticator`. All methods are to be called from Trio's thread.
+    """
+
+    def __init__(
+        self,
+        store: KeyStore,
+        refresh: Refresh | None,
+        *,
+        timeout: float,
+        max_refreshes: int,
+        wait_for_sign_in: bool,
+        now: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._refresh = refresh
+        self._timeout = timeout
+        self._now = now
+        self._machine = RefreshMachine(
+            can_refresh=refresh is not None,
+            # Nobody else holds a memory store, so nobody else will put a newer key into it.
+            can_wait=wait_for_sign_in or not isinstance(store, MemoryKeyStore),
+            max_refreshes=max_refreshes,
+        )
+        # Room for one: the machine lets no second flight start before the first has unwound.
+        self._requests, self._receive_requests = trio.open_memory_channel[Flight](1)
+        self._landed = trio.Event()
+        self._unreachable: GatewayError | None = None
+        self._observed = trio.Event()
+        self._observations = 0
+        self._subscribers: dict[
+            trio.MemorySendChannel[AuthState], trio.MemoryReceiveChannel[AuthState]
+        ] = {}
+        self._published = self._machine.state
+
+    def __repr__(self) -> str:
+        return f"<Authenticator {self.state.status.value}>"
+
+    @property
+    def state(self) -> AuthState:
+        """The status, the key in use and the last error, as of now.
+
+        Never stale: it changes in the same tick as what it tells of.
+        """
+        return self._machine.state
+
+    async def key(self) -> Key:
+        """The key to send with the next request. A checkpoint.
+
+        Waits while the current key is being replaced; starts a refresh where there is no key yet.
+
+        Raises:
+            AuthenticationError: There is no key and none can be had.
+            RefreshError: The refresh for which it waited failed.
+        """
+        await checkpoint()
+        return await self._follow(self._machine.needs_key(now=trio.current_time()))
+
+    async def refresh(
+        self,
+        rejected: Key | str | None = None,
+        *,
+        origin: str | None = None,
+        model: str | None = None,
+    ) -> Key:
+        """A key other than `rejected`: a newer one that is there, else by a refresh. A checkpoint.
+
+        However many tasks ask, one refresh runs; cancelling one of them leaves it alone.
+
+        Args:
+            rejected: The key that a 401 came for; `None` means the current one.
+            origin: The gateway that rejected it, and
+            model: the model that was asked for: with these a gateway that rejects a proven key
+                for one model alone is told from a key that is dead.
+
+        Raises:
+            RefreshTimeout: 30 seconds passed since the refresh began.
+            RefreshError: The refresh failed; its `__cause__` says why.
+            AuthenticationError: No refresh can help: the new key is the old one, there is no
+                refresh callable, or another account has signed in.
+        """
+        await checkpoint()
+        return await self._follow(
+            self._machine.rejected(rejected, now=trio.current_time(), origin=origin, model=model)
+        )
+
+    def request_refresh(self, rejected: Key | str | None = None) -> None:
+        """Ask for a refresh and do not wait for it: never blocks, raises nothing.
+
+        Args:
+            rejected: As in `refresh`.
+        """
+        self._dispatch(self._machine.rejected(rejected, now=trio.current_time()))
+
+    def accepted(self, key: Key, *, origin: str | None = None, model: str | None = None) -> None:
+        """Tell that a gateway has accepted `key`: it answered with something that is no error.
+
+        Replies do this by themselves; it is for those who send requests of their own.
+        """
+        self._machine.accepted(key, origin, model)
+        self._publish()
+
+    @asynccontextmanager
+    async def subscribe(self) -> AsyncIterator[trio.abc.ReceiveChannel[AuthState]]:
+        """Tells of every change of `state`, the current one first.
+
+        A slow reader misses states that were overtaken, never the last one, and holds nobody up.
+        The channel ends with the authenticator.
+
+        >>> async def main() -> None:
+        ...     async with open_authenticator(MemoryKeyStore("sk-1")) as authenticator:
+        ...         async with authenticator.subscribe() as states:
+        ...             print((await states.receive()).status.value)
+        >>> trio.run(main)
+        authenticated
+        """
+        send, receive = trio.open_memory_channel[AuthState](1)
+        with send, receive:
+            send.send_nowait(self._machine.state)
+            if self._machine.closed:
+                send.close()
+            else:
+                self._subscribers[send] = receive
+            try:
+                yield receive
+            finally:
+                self._subscribers.pop(send, None)
+
+    async def sign_in(self, key: Key | str, *, same_account: bool = False) -> Key:
+        """Store a key that the user has brought, in place of whatever is there. A checkpoint.
+
+        Args:
+            key: The new key.
+            same_account: The key belongs to the account that was signed in before, so replies
+                that are under way may go on with it. Else they end with `AuthenticationError`.
+
+        Raises:
+            ValueError: `key` is a string that can be no key.
+        """
+        new = Key(key) if isinstance(key, str) else key
+        await self._write(new, new_epoch=not same_account)
+        return self._machine.record.key or new
+
+    async def sign_out(self) -> None:
+        """Forget the key; a refresh that is under way is thrown away. A checkpoint."""
+        await self._write(None, new_epoch=True)
+
+    # Waiting
+
+    @enable_ki_protection
+    def _dispatch(self, decision: Decision) -> None:
+        if isinstance(decision, Start):
+            self._landed = trio.Event()
+            self._requests.send_nowait(decision.flight)
+        self._publish()
+
+    async def _follow(self, decision: Decision) -> Key:
+        self._dispatch(decision)
+        match decision:
+            case UseKey(key):
+                return key
+            case Fail(error):
+                raise _own(error)
+            case _:
+                await self._landed.wait()
+                return _read(decision.flight)
+
+    # The refresh task
+
+    @enable_ki_protection
+    async def _run(self) -> None:
+        """The refresh task: one flight after another, until it is cancelled."""
+        try:
+            async for flight in self._receive_requests:
+                await self._fly(flight)
+        finally:
+            self._close()
+
+    @enable_ki_protection
+    async def _fly(self, flight: Flight) -> None:
+        self._unreachable = None
+        async with trio.open_nursery() as nursery:
+            if self._refresh is not None:
+                nursery.start_soon(self._exchange, flight, self._refresh)
+            try:
+                with trio.move_on_at(flight.started + self._timeout):
+                    await self._landed.wait()
+            except trio.Cancelled:
+                # At once, not when the callable has unwound: nobody waits for a dead nursery.
+                self._close()
+                raise
+            # Whatever the callable does now (a thread in it cannot be cancelled), nobody waits.
+            timeout = RefreshTimeout("Auth refresh timeout")
+            timeout.__cause__ = self._unreachable
+            with self._settling():
+                self._machine.timed_out(flight, timeout)
+            nursery.cancel_scope.cancel()
+        self._machine.unwound(flight)
+
+    @enable_ki_protection
+    async def _exchange(self, flight: Flight, refresh: Refresh) -> None:
+        """From the lease to the written key; whatever fails is the result of the flight."""
+        try:
+            async with self._store.lease():
+                await self._exchange_under_lease(flight, refresh)
+        except _PASSING:
+            raise
+        except BaseExceptionGroup as group:
+            passing, failed = group.split(_PASSING)
+            if failed is not None:
+                self._failed(flight, failed)
+            if passing is not None:
+                raise passing from None
+        except BaseException as error:
+            self._failed(flight, error)
+
+    def _failed(self, flight: Flight, error: BaseException) -> None:
+        """Whatever the callable or the store raised is the flight's result, bugs included."""
+        with self._settling():
+            self._machine.settle(flight, _refresh_error(error))
+
+    @enable_ki_protection
+    async def _exchange_under_lease(self, flight: Flight, refresh: Refresh) -> None:
+        backoff = BACKOFF_START_SECONDS
+        may_repeat_unknown = True
+        while True:
+            record = await self._load()  # compare before you spend
+            if flight.result is not None:
+                return
+            self._machine.calling(flight)
+            try:
+                key = _next_key(await _call(refresh, record.key), record.key)
+            except GatewayError as error:
+                match classify_refresh_failure(error):
+                    case RefreshFailure.UNREACHABLE:
+                        self._unreachable = error
+                        wait = max(backoff * random.uniform(0.5, 1), error.hints.retry_after or 0)
+                        backoff = min(2 * backoff, BACKOFF_LIMIT_SECONDS)
+                        _log.info("the refresh did not reach its server, again in %.1f s", wait)
+                        await trio.sleep(wait)
+                        continue
+                    case RefreshFailure.UNKNOWN if may_repeat_unknown:
+                        may_repeat_unknown = False
+                        continue
+                    case RefreshFailure.REFUSED:
+                        await self._refuse(flight, _refresh_error(error))
+                        return
+                    case _:
+                        raise
+            await shielded_after_cancel(KEEP_RESULT_SECONDS, self._keep, flight, key)
+            return
+
+    async def _keep(self, flight: Flight, key: Key) -> None:
+        """Write the new key, unless somebody was faster; then settle the flight with it."""
+        if flight.rejected is not None and key.value == flight.rejected.value:
+            with self._settling():
+                self._machine.settle(flight, AuthenticationError("Authentication failed"))
+            return
+        while self._machine.still_holds(flight):
+            record = self._machine.record
+            if await self._replace(record, replace(record, key=key, refused=False)):
+                return
+            await self._load()
+        # Thrown away: a sign-out wins, and so does a newer key; either has settled the flight.
+
+    async def _refuse(self, flight: Flight, error: RefreshError) -> None:
+        """Refused: read the store once more, since another process may have been faster."""
+        await self._load()
+        if flight.result is not None:
+            return
+        with self._settling():
+            self._machine.refused(flight, error)
+        record = self._machine.record
+        if record.key is not None:
+            # The waiters have their answer, which cancels this task; other processes need theirs.
+            await shielded_after_cancel(
+                KEEP_RESULT_SECONDS, self._replace, record, replace(record, refused=True)
+            )
+
+    # The store
+
+    @enable_ki_protection
+    async def _watch(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Keeps in step with the store; started once the key has been read."""
+        async with self._store.changes() as changes:
+            await self._load()
+            task_status.started()
+            async for _ in changes:
+                try:
+                    await self._load()
+                except (GatewayError, OSError) as error:
+                    # The key in use is still good; whoever needs a newer one gets this error.
+                    _log.warning("the key store cannot be read: %s", type(error).__name__)
+
+    @enable_ki_protection
+    async def _refresh_early(self) -> None:
+        """Refreshes a key whose end is known, ahead of it, while streams go on with the old one."""
+        while True:
+            observed = self._observed
+            key = self._machine.wants_early_refresh()
+            if key is None or key.expires_at is None:
+                await observed.wait()
+                continue
+            at = early_refresh_time(key.expires_at, self._now(), random.random())
+            while not observed.is_set() and (seconds := at - self._now()) > 0:
+                with trio.move_on_after(seconds):
+                    await observed.wait()
+            if observed.is_set():
+                continue
+            start = self._machine.due_early(now=trio.current_time())
+            if start is not None:
+                self._dispatch(start)
+            await observed.wait()
+
+    async def _load(self) -> Record:
+        while True:
+            before = self._observations
+            record = await self._store.load()
+            # Read before somebody else saw a newer one: read again, time does not run backwards.
+            if self._observations == before or record.version >= self._machine.record.version:
+                self._observe(record)
+                return self._machine.record
+
+    async def _replace(self, current: Record, new: Record) -> bool:
+        version = current.version + 1
+        key = new.key
+        if key is not None and (current.key is None or key.generation != current.key.generation):
+            key = replace(key, generation=version, epoch=new.epoch)
+        new = replace(new, version=version, key=key)
+        written = await self._store.replace(current.version, new)
+        if written and new.version > self._machine.record.version:
+            self._observe(new)
+        return written
+
+    async def _write(self, key: Key | None, *, new_epoch: bool) -> None:
+        written = False
+        while not written:
+            record = await self._load()
+            new = Record(epoch=record.epoch + new_epoch, key=key and replace(key, generation=0))
+            written = await self._replace(record, new)
+
+    @enable_ki_protection
+    def _observe(self, record: Record) -> None:
+        self._observations += 1
+        with self._settling():
+            self._machine.observe(record)
+        self._observed.set()
+        self._observed = trio.Event()
+
+    # Telling
+
+    @contextmanager
+    def _settling(self) -> Iterator[None]:
+        """Wakes the waiters of a flight that was settled in the block."""
+        yield
+        flight = self._machine.flight
+        if flight is not None and flight.result is not None:
+            self._landed.set()
+        self._publish()
+
+    def _publish(self) -> None:
+        state = self._machine.state
+        if state == self._published:
+            return
+        self._published = state
+        for send, receive in self._subscribers.items():
+            try:
+                send.send_nowait(state)
+            except trio.WouldBlock:
+                # The last state is the one that counts.
+                receive.receive_nowait()
+                send.send_nowait(state)
+            except trio.BrokenResourceError:
+                # A listener that has closed its end; its block takes it off the list.
+                continue
+
+    def _close(self) -> None:
+        with self._settling():
+            self._machine.close()
+        for send in self._subscribers:
+            send.close()
+        self._subscribers.clear()
+
+
+@asynccontextmanager
+async def open_authenticator(
+    store: KeyStore,
+    refresh: Refresh | None = None,
+    *,
+    timeout: float = 30.0,
+    max_refreshes: int = 5,
+    wait_for_sign_in: bool = False,
+    now: Callable[[], float] = time.time,
+) -> AsyncIterator[Authenticator]:
+    """Hold the key of `store`, and refresh it when a gateway rejects it.
+
+    Args:
+        store: Where the key lives; the source of truth.
+        refresh: Called with the rejected key (`None` before the first), gives the next one. It
+            tells how it failed by what it raises: `AuthenticationError` or
+            `PermissionDeniedError`: refused, final until somebody signs in;
+            `APIConnectionError` or `RateLimitError`: not reached, called again with a growing
+            pause; anything else ends this refresh. Without it, a rejected key waits for one that
+            somebody puts into the store.
+        timeout: Seconds that a refresh may take, from the 401 that began it.
+        max_refreshes: Refreshes within 30 seconds whose keys no gateway accepted, before the
+            next one fails with `RefreshError`.
+        wait_for_sign_in: Without `refresh`, wait for `sign_in(key, same_account=True)` even
+            where nobody else can write to the store (a `MemoryKeyStore`).
+        now: Unix time in seconds, for keys that have an end.
+
+    Raises:
+        GatewayError: The store cannot be read; or, on exit, a background task has failed.
+        ValueError: `timeout` or `max_refreshes` is not positive.
+
+    >>> async def sign_in_again(rejected: Key | None) -> str:
+    ...     return "sk-2"
+    >>> async def main() -> None:
+    ...     async with open_authenticator(MemoryKeyStore("sk-1"), sign_in_again) as authenticator:
+    ...         print((await authenticator.refresh(rejected="sk-1")).value)
+    >>> trio.run(main)
+    sk-2
+    """
+    if not timeout > 0:
+        raise ValueError(f"timeout is {timeout}, but must be more than 0 seconds")
+    if max_refreshes < 1:
+        raise ValueError(f"max_refreshes is {max_refreshes}, but must be 1 or more")
+    authenticator = Authenticator(
+        store,
+        refresh,
+        timeout=timeout,
+        max_refreshes=max_refreshes,
+        wait_for_sign_in=wait_for_sign_in,
+        now=now,
+    )
+    async with Background("authenticator") as nursery:
+        await nursery.start(authenticator._watch)
+        nursery.start_soon(authenticator._run)
+        nursery.start_soon(authenticator._refresh_early)
+        yield authenticator
+
+
+_PASSING = (trio.Cancelled, KeyboardInterrupt, SystemExit)
+
+
+@disable_ki_protection
+async def _call(refresh: Refresh, rejected: Key | None) -> object:
+    """The user's code: Ctrl-C may interrupt it anywhere. `object`: it may not keep its types."""
+    return await refresh(rejected)
+
+
+def _next_key(answer: object, old: Key | None) -> Key:
+    """The callable's answer as a key; one that names no refresh token keeps the old one.
+
+    RFC 6749 section 6: a server that issues no new refresh token leaves the old one valid.
+    """
+    if isinstance(answer, str):
+        try:
+            answer = Key(answer)
+        except ValueError as error:
+            raise RefreshError(f"the refresh callable gave no usable key: {error}") from None
+    if not isinstance(answer, Key):
+        raise RefreshError(
+            f"the refresh callable gave {type(answer).__name__}, but must give a Key or a str"
+        )
+    if answer.refresh_token is None and old is not None:
+        answer = replace(answer, refresh_token=old.refresh_token)
+    return replace(answer, generation=0)
+
+
+def _refresh_error(error: BaseException) -> RefreshError:
+    if isinstance(error, RefreshError):
+        return error
+    details = error if isinstance(error, GatewayError) else GatewayError("")
+    refused = isinstance(error, GatewayError) and (
+        classify_refresh_failure(error) is RefreshFailure.REFUSED
+    )
+    wrapped = RefreshError(
+        "the refresh was refused: sign in again"
+        if refused
+        else f"the key could not be refreshed: {type(error).__name__}",
+        status=details.status,
+        code=details.code,
+        type=details.type,
+        request_id=details.request_id,
+        body=details.body,
+    )
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _own(error: GatewayError) -> GatewayError:
+    """A waiter's own exception: one object raised in many tasks would mix their tracebacks."""
+    copy = error.another()
+    copy.__cause__ = error.__cause__
+    return copy
+
+
+def _read(flight: Flight) -> Key:
+    """The flight's result for one waiter. An `Outcome` can be unwrapped only once: it is read."""
+    match flight.result:
+        case outcome.Value(value=key):
+            return key
+        case outcome.Error(error=GatewayError() as error):
+            raise _own(error)
+        case _:
+            raise RefreshError("authenticator closed")

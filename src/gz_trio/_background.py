@@ -1,0 +1,97 @@
+"""A nursery for background tasks that never shows through: one error comes out, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import inf
+from types import TracebackType
+
+import trio
+
+from ._protocol.errors import GatewayError
+
+
+class Background:
+    """A nursery whose tasks serve the `async with` block and end with it.
+
+    What comes out, in this order: `KeyboardInterrupt` or `SystemExit` as itself; the block's own
+    exception, the same object, a group of the block's own left whole, with a failure of a
+    background task as a note; a background failure as one `GatewayError` raised from it;
+    `Cancelled`. Never a group that this nursery made.
+
+    Args:
+        name: What the tasks serve, for messages: `"authenticator"`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._manager = trio.open_nursery()
+
+    async def __aenter__(self) -> trio.Nursery:
+        """Not a checkpoint: opening a nursery never waits."""
+        self._nursery = await self._manager.__aenter__()
+        return self._nursery
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> bool:
+        """Cancels the tasks and waits for them. A checkpoint, unless there are none."""
+        self._nursery.cancel_scope.cancel()
+        leftover: BaseException | None = None
+        try:
+            # The block's exception is kept away from the nursery, which would wrap it.
+            await self._manager.__aexit__(None, None, None)
+        except BaseException as raised:
+            leftover = raised
+        leaves = list(_leaves(leftover))
+        failures = [leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)]
+        for fatal in (error, *failures):
+            if isinstance(fatal, KeyboardInterrupt | SystemExit):
+                return _raise(fatal, error)
+        if error is not None and not _only_cancelled(error):
+            for failure in failures:
+                error.add_note(f"also, in the background of the {self._name}: {failure!r}")
+            return _raise(self._without_our_cancellation(error) if failures else error, error)
+        if failures:
+            cause = failures[0] if len(failures) == 1 else leftover
+            raise GatewayError(
+                f"the {self._name} stopped: a background task failed "
+                f"({', '.join(type(failure).__name__ for failure in failures)})"
+            ) from cause
+        if error is None and leaves:
+            return _raise(leaves[0], error)
+        return False
+
+    def _without_our_cancellation(self, error: BaseException) -> BaseException:
+        """A group of the block's own, less the `Cancelled`s with which our failure reached it."""
+        if isinstance(error, BaseExceptionGroup) and trio.current_effective_deadline() > -inf:
+            _, rest = error.split(trio.Cancelled)
+            if rest is not None:
+                return rest
+        return error
+
+
+def _raise(chosen: BaseException, current: BaseException | None) -> bool:
+    """Let `chosen` come out, without a context of our making."""
+    if chosen is current:
+        return False
+    context = chosen.__context__
+    try:
+        raise chosen
+    finally:
+        chosen.__context__ = context
+
+
+def _leaves(error: BaseException | None) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    elif error is not None:
+        yield error
+
+
+def _only_cancelled(error: BaseException) -> bool:
+    return all(isinstance(leaf, trio.Cancelled) for leaf in _leaves(error))

@@ -1,0 +1,178 @@
+"""What was delivered of a reply, and the matching of a second answer against it.
+
+A broken reply is asked for again. The second answer begins anew; whatever of it the reader has
+already got is swallowed, character by character, however the server cuts it into chunks this time.
+Text, reasoning and each tool call are matched apart, per choice: servers interleave them freely.
+At the first difference, or where the second answer ends before the first one's length, the reply
+has diverged.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from .events import Delta, ToolCallDelta
+
+Channel = tuple[int, str, int]
+"""A stream of characters within a reply: choice, what it holds, index of the tool call."""
+
+
+class Diverged(Exception):
+    """The second answer is another one than the first."""
+
+
+class _Received:
+    """The characters of one channel: those delivered, and how far this attempt has repeated them.
+
+    Pieces are joined only when an attempt begins, so that a reply that never breaks pays nothing.
+    """
+
+    __slots__ = ("expected", "matched", "pieces")
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self.expected = ""
+        self.matched = 0
+
+    def rewind(self) -> None:
+        self.expected = "".join(self.pieces)
+        self.pieces = [self.expected]
+        self.matched = 0
+
+    def new_part(self, text: str) -> str:
+        """What of `text` was not delivered yet; it counts as delivered from now on."""
+        if self.matched < len(self.expected):
+            known = self.expected[self.matched : self.matched + len(text)]
+            if not text.startswith(known):
+                raise Diverged
+            self.matched += len(known)
+            text = text[len(known) :]
+        if text:
+            self.pieces.append(text)
+        return text
+
+    @property
+    def behind(self) -> bool:
+        return self.matched < len(self.expected)
+
+
+class Delivered:
+    """What the reader of one reply has got, over all attempts.
+
+    >>> delivered = Delivered()
+    >>> delivered.new_part(Delta(text="Once upon")).text
+    'Once upon'
+    >>> delivered.begin_attempt()
+    >>> delivered.new_part(Delta(text="Once "))  # swallowed
+    >>> delivered.new_part(Delta(text="upon a time")).text
+    ' a time'
+    """
+
+    def __init__(self) -> None:
+        self._channels: dict[Channel, _Received] = {}
+        self._finish_reasons: dict[int, str] = {}
+        self._tool_calls: set[tuple[int, int]] = set()
+        self._repeating = False
+
+    @property
+    def tool_calls(self) -> bool:
+        """Whether a tool call was delivered, or the beginning of one."""
+        return bool(self._tool_calls)
+
+    @property
+    def anything(self) -> bool:
+        """Whether a character, a tool call or a finish reason was delivered."""
+        return bool(self._channels or self._finish_reasons or self._tool_calls)
+
+    def begin_attempt(self) -> None:
+        """The same request was sent again: what follows begins anew."""
+        self._repeating = self.anything
+        for channel in self._channels.values():
+            channel.rewind()
+
+    def restart(self) -> None:
+        """The reader drops what it has."""
+        self._channels.clear()
+        self._finish_reasons.clear()
+        self._tool_calls.clear()
+        self._repeating = False
+
+    def new_part(self, delta: Delta) -> Delta | None:
+        """What of `delta` the reader has not got yet; `None` where that is nothing.
+
+        Raises:
+            Diverged: It says something else than what was delivered.
+        """
+        choice = delta.choice
+        text = self._new_text((choice, "text", 0), delta.text)
+        reasoning = self._new_text((choice, "reasoning", 0), delta.reasoning)
+        tool_calls = tuple(
+            piece
+            for call in delta.tool_calls
+            if (piece := self._new_tool_call(choice, call)) is not None
+        )
+        finish_reason = self._new_finish_reason(delta)
+        if not self._repeating:
+            return delta
+        if choice in self._finish_reasons and finish_reason is None and (text or reasoning):
+            raise Diverged
+        if not (text or reasoning or tool_calls or finish_reason or delta.usage):
+            return None
+        if (text, reasoning, tool_calls, finish_reason) == (
+            delta.text,
+            delta.reasoning,
+            delta.tool_calls,
+            delta.finish_reason,
+        ):
+            return delta
+        return msgspec.structs.replace(
+            delta,
+            text=text,
+            reasoning=reasoning,
+            tool_calls=tool_calls,
+            finish_reason=finish_reason,
+            raw=b"",
+        )
+
+    def end_attempt(self) -> None:
+        """The second answer is complete.
+
+        Raises:
+            Diverged: It ended before the first one's length.
+        """
+        if any(channel.behind for channel in self._channels.values()):
+            raise Diverged
+
+    def _new_text(self, channel: Channel, text: str) -> str:
+        if not text:
+            return text
+        received = self._channels.get(channel)
+        if received is None:
+            received = self._channels[channel] = _Received()
+        return received.new_part(text)
+
+    def _new_tool_call(self, choice: int, call: ToolCallDelta) -> ToolCallDelta | None:
+        begun = (choice, call.index) in self._tool_calls
+        name = self._new_text((choice, "name", call.index), call.name or "")
+        arguments = self._new_text((choice, "arguments", call.index), call.arguments)
+        if not begun:
+            self._tool_calls.add((choice, call.index))
+            return call
+        if not (name or arguments):
+            return None
+        # The call that was handed out keeps the id under which it was: a second answer has others.
+        return ToolCallDelta(index=call.index, name=name or None, arguments=arguments)
+
+    def _new_finish_reason(self, delta: Delta) -> str | None:
+        if delta.finish_reason is None:
+            return None
+        if any(
+            channel.behind
+            for (choice, _, _), channel in self._channels.items()
+            if choice == delta.choice
+        ):
+            raise Diverged
+        if delta.choice in self._finish_reasons:
+            return None
+        self._finish_reasons[delta.choice] = delta.finish_reason
+        return delta.finish_reason

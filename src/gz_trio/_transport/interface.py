@@ -1,0 +1,70 @@
+"""What a transport does: one request out, one streamed response back. The seam for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One HTTP request, with its key: `repr` shows neither headers nor content.
+
+    Args:
+        method: `"POST"`, say.
+        url: Absolute.
+        headers: All that are to be sent but those of the transport itself (`Host`, framing).
+        absent: Names of headers, in lower case, that must not be sent, whoever adds them.
+        content: The body.
+        connect_timeout: Seconds until the connection stands, or `None`.
+    """
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    absent: frozenset[str] = frozenset()
+    content: bytes = field(default=b"", repr=False)
+    connect_timeout: float | None = None
+
+
+class Response(Protocol):
+    """A response whose head has come, and whose body is being read."""
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers, names in lower case."""
+        ...
+
+    async def receive(self) -> bytes:
+        """The next bytes of the body, decoded by `Content-Encoding`; `b""` at its proper end.
+
+        A checkpoint. Cancelling it may break the connection.
+
+        Raises:
+            APIConnectionError: The connection broke before the end.
+            ProtocolError: The bytes are not what HTTP allows.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Give the connection back where the body was read to its end, else close it."""
+        ...
+
+
+class Transport(Protocol):
+    """Sends requests."""
+
+    async def send(self, request: Request) -> Response:
+        """Send `request`, wait for the head of its response. The caller closes the response.
+
+        Raises:
+            APIConnectionError: No connection, or it broke before a head came.
+            ProtocolError: The bytes are not what HTTP allows.
+        """
+        ...
