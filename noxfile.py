@@ -71,7 +71,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
-@nox.session
+@nox.session(venv_backend="virtualenv")  # pip: uv would bring gigabytes of CUDA with torch
 def interop(session: nox.Session) -> None:
     """Test against nginx and a real inference engine; nginx has to be installed."""
     install(session, "tests", "interop")
