@@ -1,0 +1,48 @@
+"""A fake gateway for tests of Trio programs that talk to language models.
+
+`FakeGateway` is a real HTTP/1.1 server: over TCP, or over in-memory streams, so that a test runs
+under Trio's `MockClock` and minutes pass in no time. Faults say what goes wrong and when; the
+ledger of requests says what the program under test really sent.
+"""
+
+from ._chunks import Shape
+from ._faults import (
+    DIALECTS,
+    Comment,
+    Cut,
+    Dialect,
+    Drip,
+    EarlyDone,
+    EmptyStream,
+    ErrorFrame,
+    Fault,
+    Insert,
+    OtherText,
+    Reset,
+    Stall,
+    Status,
+    Warning_,
+)
+from ._gateway import Answer, FakeGateway, SeenRequest
+
+__all__ = [
+    "DIALECTS",
+    "Answer",
+    "Comment",
+    "Cut",
+    "Dialect",
+    "Drip",
+    "EarlyDone",
+    "EmptyStream",
+    "ErrorFrame",
+    "FakeGateway",
+    "Fault",
+    "Insert",
+    "OtherText",
+    "Reset",
+    "SeenRequest",
+    "Shape",
+    "Stall",
+    "Status",
+    "Warning_",
+]

@@ -1,0 +1,299 @@
+"""What the fake gateway answers, and its shape as chat-completions chunks."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from .._protocol.events import Delta
+from ._faults import FRAME_TYPES, ErrorFrame
+
+Shape: TypeAlias = Literal["openai", "fireworks", "responses"]
+"""Whose shape the chunks have; all three are seen behind one gateway."""
+
+# What breaks clients: characters of two to four bytes in UTF-8, emoji of several code points,
+# a combining accent, line and paragraph separators and NEL (ends of a line to `str.splitlines`,
+# not to an event stream), a newline, quotes, and text that looks like the protocol itself.
+_WORDS = (
+    " the",
+    " stream",
+    " goes",
+    " on",
+    " and",
+    " a",
+    " key",
+    " is",
+    " new",
+    ".",
+    ",",
+    " naïve",
+    " Größe",
+    " être",
+    " e\u0301te\u0301",
+    " Ελλάδα",
+    " привет",
+    "日本語",
+    "你好",
+    " नमस्ते",
+    " 🦊",
+    " 👩\u200d👩\u200d👧",
+    " 🇪🇺",
+    " \U0001d4afrio",
+    "\n",
+    "\n\n",
+    " \u2028",
+    " \u2029",
+    " \u0085",
+    ' "quoted"',
+    " back\\slash",
+    " data: [DONE]",
+    " {}",
+    " \u00a0",
+)
+
+DONE = b"data: [DONE]\n\n"
+
+
+def default_answer(body: Mapping[str, object], tokens: int) -> list[Delta]:
+    """Text that follows from the messages alone: other messages, another text."""
+    messages = msgspec.json.encode(body.get("messages"), order="deterministic")
+    choices = body.get("n")
+    choices = choices if isinstance(choices, int) and choices > 0 else 1
+    columns: list[list[str]] = []
+    for choice in range(choices):
+        digest = hashlib.sha256(b"%d " % choice + messages).hexdigest()
+        pick = random.Random(digest)  # noqa: S311  not a secret
+        columns.append([digest[:8], *pick.choices(_WORDS, k=max(tokens - 1, 0))][:tokens])
+    return [
+        Delta(text=column[position], choice=choice)
+        for position in range(tokens)
+        for choice, column in enumerate(columns)
+    ]
+
+
+def split(
+    answer: Sequence[str | Delta], body: Mapping[str, object]
+) -> tuple[list[Delta], list[Delta]]:
+    """The answer's tokens, and the deltas after them that give each choice its finish reason.
+
+    No choice has more tokens than the request's `max_tokens`. A choice to which `answer` gave a
+    finish reason itself needs no delta at the end.
+    """
+    limit = body.get("max_completion_tokens", body.get("max_tokens"))
+    tokens: list[Delta] = []
+    counts: dict[int, int] = {}
+    reasons: dict[int, str | None] = {}
+    for piece in answer:
+        delta = Delta(text=piece) if isinstance(piece, str) else piece
+        count = counts[delta.choice] = counts.get(delta.choice, 0) + 1
+        if isinstance(limit, int) and count > limit:
+            reasons[delta.choice] = "length"
+            continue
+        if delta.finish_reason is not None:
+            reasons[delta.choice] = None
+        elif delta.tool_calls:
+            reasons.setdefault(delta.choice, "tool_calls")
+        tokens.append(delta)
+    endings = [
+        Delta(choice=choice, finish_reason=reason)
+        for choice in sorted(counts or {0: 0})
+        if (reason := reasons.get(choice, "stop")) is not None
+    ]
+    return tokens, endings
+
+
+def text_of(deltas: Iterable[Delta], choice: int = 0) -> str:
+    """The text of one choice, joined."""
+    return "".join(delta.text for delta in deltas if delta.choice == choice)
+
+
+class Completion:
+    """Makes the bytes of one answer: chunks, frames, or the whole as one object."""
+
+    def __init__(self, number: int, body: Mapping[str, object], shape: Shape) -> None:
+        options = body.get("stream_options")
+        self.include_usage = isinstance(options, dict) and bool(
+            msgspec.convert(options, dict[str, object]).get("include_usage")
+        )
+        self.id = f"chatcmpl-{number}"
+        self.request_id = f"req_{number}"
+        self.model = str(body.get("model"))
+        self.created = int(time.time())
+        self.prompt_tokens = _count_words(body.get("messages"))
+        self.completion_tokens = 0
+        self._shape = shape
+        self._begun: set[int] = set()
+
+    def frames(self, delta: Delta) -> bytes:
+        """The event of one delta; a choice's first one comes after a chunk with the role."""
+        if delta.raw:
+            return b"data: " + delta.raw + b"\n\n"
+        frames = b""
+        if delta.choice not in self._begun:
+            self._begun.add(delta.choice)
+            frames = self._chunk(delta.choice, {"role": "assistant", "content": ""}, None)
+        content: dict[str, object] = {}
+        if delta.text:
+            content["content"] = delta.text
+        if delta.reasoning:
+            content["reasoning_content"] = delta.reasoning
+        if delta.reasoning_details:
+            content["reasoning_details"] = delta.reasoning_details
+        if delta.tool_calls:
+            content["tool_calls"] = [
+                {
+                    "index": call.index,
+                    **({"id": call.id, "type": "function"} if call.id is not None else {}),
+                    "function": {
+                        **({"name": call.name} if call.name is not None else {}),
+                        "arguments": call.arguments,
+                    },
+                }
+                for call in delta.tool_calls
+            ]
+        return frames + self._chunk(delta.choice, content, delta.finish_reason)
+
+    def finish(self, finish_reason: str) -> bytes:
+        """The chunk that ends choice 0 before its time."""
+        return self._chunk(0, {}, finish_reason)
+
+    def usage(self) -> bytes:
+        """The last chunk, where the request asked for it, or nothing."""
+        if not self.include_usage:
+            return b""
+        return _frame({**self._envelope(), "choices": [], "usage": self._usage()})
+
+    def error(self, fault: ErrorFrame) -> bytes:
+        """The event of an error in mid-stream."""
+        if isinstance(fault.data, bytes):
+            return b"data: " + fault.data + b"\n\n"
+        if fault.data is not None:
+            return _frame(fault.data)
+        status, message = FRAME_TYPES.get(fault.type, (500, "The stream failed"))
+        status = status if fault.status is None else fault.status
+        message = message if fault.message is None else fault.message
+        if fault.dialect == "openrouter":
+            choice = {"index": 0, "delta": {"content": ""}, "finish_reason": "error"}
+            code = status if fault.code is None else fault.code
+            error = {"code": code, "message": message, "metadata": {"error_type": fault.type}}
+            return _frame({**self._envelope(), "error": error, "choices": [choice]})
+        code = str(status) if fault.code is None else fault.code
+        return self._error(fault.type, message, code, status)
+
+    def warning(self, message: str) -> bytes:
+        """The event of a warning, which only its type tells from an error."""
+        return self._error("stream_normalization_warning", message, None, None)
+
+    def _error(self, type: str, message: str, code: str | int | None, status: int | None) -> bytes:
+        return _frame(
+            {
+                "error": {
+                    "message": message,
+                    "type": type,
+                    "code": code,
+                    "status": status,
+                    "provider": "fake",
+                    "model": self.model,
+                    "request_id": self.request_id,
+                }
+            }
+        )
+
+    def whole(self, deltas: Sequence[Delta]) -> bytes:
+        """The answer to a request without `"stream": true`."""
+        choices: list[dict[str, object]] = []
+        for choice in sorted({delta.choice for delta in deltas}):
+            own = [delta for delta in deltas if delta.choice == choice]
+            message: dict[str, object] = {
+                "role": "assistant",
+                "content": text_of(own, choice) or None,
+                "refusal": None,
+            }
+            if reasoning := "".join(delta.reasoning for delta in own):
+                message["reasoning_content"] = reasoning
+            if details := [detail for delta in own for detail in delta.reasoning_details]:
+                message["reasoning_details"] = details
+            if calls := _whole_calls(own):
+                message["tool_calls"] = calls
+            finish_reasons = [delta.finish_reason for delta in own if delta.finish_reason]
+            choices.append(
+                {
+                    "index": choice,
+                    "message": message,
+                    "logprobs": None,
+                    "finish_reason": finish_reasons[-1],
+                }
+            )
+        return msgspec.json.encode(
+            {
+                "id": self.id,
+                "object": "chat.completion",
+                "created": self.created,
+                "model": self.model,
+                "choices": choices,
+                "usage": self._usage(),
+            }
+        )
+
+    def _envelope(self) -> dict[str, object]:
+        return {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.model,
+        }
+
+    def _usage(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+    def _chunk(self, choice: int, delta: dict[str, object], finish_reason: str | None) -> bytes:
+        if self._shape == "responses":
+            text = delta.get("content")
+            if not text:
+                return b""
+            return _frame({"type": "response.output_text.delta", "delta": text})
+        if self._shape == "fireworks":
+            output = {"index": choice, "delta": delta, "finish_reason": finish_reason}
+            return _frame({"output": [output]})
+        chunk = self._envelope()
+        chunk["choices"] = [
+            {"index": choice, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        ]
+        if self.include_usage:
+            chunk["usage"] = None
+        return _frame(chunk)
+
+
+def _frame(content: object) -> bytes:
+    return b"data: " + msgspec.json.encode(content) + b"\n\n"
+
+
+def _whole_calls(deltas: Sequence[Delta]) -> list[dict[str, object]]:
+    calls: dict[int, tuple[str, str, str]] = {}
+    for piece in (piece for delta in deltas for piece in delta.tool_calls):
+        call_id, name, arguments = calls.get(piece.index, ("", "", ""))
+        calls[piece.index] = (piece.id or call_id, piece.name or name, arguments + piece.arguments)
+    return [
+        {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+        for _, (call_id, name, arguments) in sorted(calls.items())
+    ]
+
+
+def _count_words(content: object) -> int:
+    if isinstance(content, str):
+        return len(content.split())
+    if isinstance(content, list):
+        return sum(_count_words(item) for item in msgspec.convert(content, list[object]))
+    if isinstance(content, dict):
+        item = msgspec.convert(content, dict[str, object])
+        return _count_words(item.get("content", item.get("text")))
+    return 0

@@ -1,0 +1,813 @@
+"""`FakeGateway`: an OpenAI-compatible gateway in the test's own process."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, TypeAlias, TypeVar, overload
+
+import httpx
+import msgspec
+import trio
+
+from .._protocol import errors
+from .._protocol.events import Delta
+from .._protocol.keys import Key
+from ._chunks import DONE, Completion, Shape, default_answer, split, text_of
+from ._faults import (
+    IN_STREAM,
+    Comment,
+    Cut,
+    Drip,
+    EarlyDone,
+    EmptyStream,
+    ErrorFrame,
+    Fault,
+    Insert,
+    OtherText,
+    Reset,
+    Stall,
+    Status,
+    Warning_,
+    error_body,
+)
+from ._memory import HttpxModule, MemoryStream, memory_client, memory_connection
+from ._server import Exchange, HangUp, Interruptible, serve
+
+Answer: TypeAlias = Callable[[Mapping[str, object], int], Sequence[str | Delta]]
+"""Gives the tokens of an answer, from the request's body and the attempt (1, 2, ...) at it."""
+
+Path: TypeAlias = Literal["/chat/completions", "/models", "/auth"]
+
+_ClientT = TypeVar("_ClientT")
+
+_HOST = "gateway.test"
+_SECRET_HEADERS = {"authorization", "x-api-key", "api-key", "cookie", "proxy-authorization"}
+
+
+@dataclass(slots=True)
+class SeenRequest:
+    """What a `FakeGateway` saw of one request, and what it did with it.
+
+    Attributes:
+        method: `"POST"` or another.
+        path: Without the `/v1`: `"/chat/completions"`, `"/models"`, `"/auth"`.
+        headers: By lower-case name; the value of one that carries a secret is `"[secret]"`.
+        body: The JSON object that came; `None` if there was none.
+        generation: Of the key that it came with; `None` for a key that never was valid.
+        status: The status that was answered; `None` until then, or if there was no answer.
+        tokens: How many tokens of the answer were sent.
+        complete: Whether the answer was sent to its proper end.
+        faults: What went wrong on purpose, in the order in which it struck.
+    """
+
+    method: str
+    path: str
+    headers: dict[str, str] = field(repr=False)
+    body: dict[str, object] | None = field(repr=False)
+    generation: int | None
+    status: int | None = None
+    tokens: int = 0
+    complete: bool = False
+    faults: list[Fault] = field(default_factory=list[Fault])
+
+
+@dataclass(slots=True, eq=False)
+class _Armed:
+    """A fault that waits for its moment."""
+
+    fault: Fault
+    path: str
+    request: int | None
+    generation: int | None
+    token: int | None
+    left: int | None
+
+
+@dataclass(slots=True, eq=False)
+class _Running(Interruptible):
+    """A stream that is being served."""
+
+    generation: int = 0
+
+
+class FakeGateway:
+    """An OpenAI-compatible gateway for tests: real HTTP, real streams, faults on request.
+
+    It serves `POST /v1/chat/completions` (streamed or whole), `GET /v1/models` and `POST /auth`
+    over TCP (`listen`), over in-memory streams (`http_client`, `connect`), or over any Trio
+    stream (`serve_stream`). In memory nothing waits for a socket, so Trio's `MockClock` with
+    autojump makes minutes pass in no time. Nothing needs to be started: the object only keeps
+    the keys, the faults and what was seen, for all its connections.
+
+    The key goes into `Authorization: Bearer`, `x-api-key` or `api-key`.
+
+    Args:
+        key: The first valid API key.
+        tokens: Tokens in each answer.
+        token_interval: Seconds between tokens.
+        on_rotation: What becomes of streams that run under a key when it dies: `"frame"`, an
+            `auth_error` frame and `data: [DONE]`, as LiteLLM and Gatewayz do; `"cut"`, the
+            connection is closed in mid-body; `"ignore"`, they go on.
+        answer: Gives the tokens of each answer: called with the request's body and the number
+            of the answer to that same body (1 for the first; a request that was refused does
+            not count). A token is a `str`, or a `gz_trio.Delta` for reasoning, tool calls,
+            several choices or a finish reason; its `raw`, if any, is sent as the event's data
+            as it is. By default the text follows from the messages: the same messages, the same
+            text; other messages, another text.
+        auth_latency: Seconds that `POST /auth` takes.
+        models: The models that there are; any other is answered 404. `None`: any model is there.
+        shape: Whose shape the chunks have: OpenAI's, or another that gateways pass on:
+            `{"output": [...]}` (Fireworks) or `{"type": "response.output_text.delta"}`.
+        ledger: Whether `requests` keeps what was seen; a server that runs for days turns it off.
+
+    Attributes:
+        base_url: Of the in-memory connections: `"http://gateway.test/v1"`.
+        requests: One `SeenRequest` for each request, in the order in which they came.
+        refuse_refresh: Whether `POST /auth` answers 401.
+        refuse_connections: Whether new connections are refused: in memory at once, over TCP by
+            a reset after they were accepted.
+        refreshes: How often `POST /auth` and `refresh` were called, refused calls included.
+        rejected: 401s answered, those of `POST /auth` not included.
+        auth_errors: `auth_error` frames sent.
+
+    Raises:
+        ValueError: The key cannot be sent in a header.
+
+    >>> import trio
+    >>> async def main():
+    ...     gateway = FakeGateway(tokens=3)
+    ...     body = {"model": "fake-model", "messages": [{"role": "user", "content": "Hello"}]}
+    ...     async with gateway.http_client() as client:
+    ...         headers = {"authorization": f"Bearer {gateway.key}"}
+    ...         reply = await client.post("/chat/completions", json=body, headers=headers)
+    ...         gateway.rotate()
+    ...         refused = await client.post("/chat/completions", json=body, headers=headers)
+    ...     text = reply.json()["choices"][0]["message"]["content"]
+    ...     print(text == gateway.intended(body), refused.status_code)
+    ...     print(gateway.requests[-1])
+    >>> trio.run(main)  # doctest: +NORMALIZE_WHITESPACE
+    True 401
+    SeenRequest(method='POST', path='/chat/completions', generation=1, status=401, tokens=0,
+                complete=False, faults=[])
+    """
+
+    base_url = f"http://{_HOST}/v1"
+
+    def __init__(
+        self,
+        key: str = "gw_test_1",
+        *,
+        tokens: int = 12,
+        token_interval: float = 0.0,
+        on_rotation: Literal["frame", "cut", "ignore"] = "frame",
+        answer: Answer | None = None,
+        auth_latency: float = 0.0,
+        models: Sequence[str] | None = ("fake-model",),
+        shape: Shape = "openai",
+        ledger: bool = True,
+    ) -> None:
+        self.tokens = tokens
+        self.token_interval = token_interval
+        self.on_rotation = on_rotation
+        self.auth_latency = auth_latency
+        self.models = models
+        self.refuse_refresh = False
+        self.refuse_connections = False
+        self.requests: list[SeenRequest] = []
+        self.refreshes = 0
+        self.rejected = 0
+        self.auth_errors = 0
+        self._answer = answer
+        self._shape: Shape = shape
+        self._ledger = ledger
+        self._key = Key(key).value
+        self._generations = {self._key: 1}
+        self._expired = False
+        self._seen: Counter[str] = Counter()
+        self._total = 0
+        self._attempts: Counter[bytes] = Counter()
+        self._armed: list[_Armed] = []
+        self._running: set[_Running] = set()
+
+    def __repr__(self) -> str:
+        return (
+            f"<FakeGateway generation={self.generation} requests={self._total} "
+            f"rejected={self.rejected} refreshes={self.refreshes} "
+            f"open_streams={self.open_streams}>"
+        )
+
+    # Keys
+
+    @property
+    def key(self) -> str:
+        """The valid API key; after `expire()`, the one that was."""
+        return self._key
+
+    @property
+    def generation(self) -> int:
+        """1 for the first key, one more for each that followed."""
+        return len(self._generations)
+
+    @property
+    def open_streams(self) -> int:
+        """How many streams are being served."""
+        return len(self._running)
+
+    def rotate(self, key: str | None = None) -> str:
+        """Replace the key: every older one is answered 401 from now on.
+
+        Streams that run under an older key end as `on_rotation` says, at once even if they wait
+        for their next token.
+
+        Args:
+            key: The new key; by default one is made up.
+
+        Returns:
+            The new key.
+
+        Raises:
+            ValueError: The key cannot be sent in a header, or is one that was valid before.
+        """
+        new = self._next_key() if key is None else Key(key).value
+        if new in self._generations:
+            raise ValueError("a key that was valid before cannot be the new one: give another")
+        self._key = new
+        self._generations[new] = self.generation + 1
+        self._expired = False
+        self._end_streams()
+        return self._key
+
+    def expire(self) -> None:
+        """Let the key die: none is valid until `POST /auth` or `refresh` issues another."""
+        self._expired = True
+        self._end_streams()
+
+    async def refresh(self, rejected: Key | None = None) -> str:  # noqa: ARG002
+        """What `POST /auth` does, as a refresh callable: same counter, latency and refusal.
+
+        Faults of the path `"/auth"` strike here too: a `Stall` as it is, the others as the
+        exception that a client would make of them.
+
+        Raises:
+            AuthenticationError: `refuse_refresh` is set.
+        """
+        self.refreshes += 1
+        seen = SeenRequest("POST", "/auth", {}, None, None)
+        for armed in self._striking(seen, self._count("/auth"), None):
+            match self._spend(armed, seen):
+                case Stall(seconds):
+                    await trio.sleep(seconds)
+                case Status(status=status) if status >= 400:
+                    raise _STATUS_ERRORS.get(status, errors.InternalServerError)(
+                        "the fake gateway was told to fail", status=status
+                    )
+                case Cut() | Reset():
+                    raise errors.APIConnectionError("the fake gateway was told to hang up")
+                case _:
+                    pass
+        await trio.sleep(self.auth_latency)
+        if self.refuse_refresh:
+            raise errors.AuthenticationError("the fake gateway refuses to sign in", status=401)
+        return self._issue()
+
+    def _next_key(self) -> str:
+        stem = re.sub(r"[_-]\d+$", "", self._key)
+        number = self.generation + 1
+        while (key := f"{stem}_{number}") in self._generations:
+            number += 1
+        return key
+
+    def _issue(self) -> str:
+        return self.rotate() if self._expired else self._key
+
+    def _end_streams(self) -> None:
+        if self.on_rotation == "ignore":
+            return
+        for running in self._running:
+            if self._expired or running.generation != self.generation:
+                running.end()
+
+    # Answers and faults
+
+    def intended(self, body: Mapping[str, object]) -> str:
+        """The whole text that the first answer to this request's body is meant to have.
+
+        Of several choices, the first.
+        """
+        return text_of(self._tokens(body, 1)[0])
+
+    def fault(
+        self,
+        fault: Fault,
+        *,
+        request: int | None = None,
+        generation: int | None = None,
+        token: int | None = None,
+        times: int | None = 1,
+        path: Path = "/chat/completions",
+    ) -> None:
+        """Let something go wrong: when all that is named here comes together.
+
+        Faults that fit the same moment strike in the order in which they were added, until one
+        ends the answer; the rest wait for their next chance. A fault is used up when it strikes,
+        not before.
+
+        Args:
+            fault: What goes wrong.
+            request: Only in this request to `path`: 1 for the first that the gateway ever saw.
+            generation: Only in requests with the key of this generation.
+            token: Before this token of a streamed answer: 0 for the first one, when the head is
+                sent; the number of tokens for after the last. `None` means in place of the head,
+                and before the key is looked at; for a fault that needs a stream around it (an
+                error frame, for example), as 0.
+            times: How often it strikes; `None` for ever.
+            path: Which endpoint.
+
+        Raises:
+            ValueError: The fault cannot be in that place.
+
+        >>> gateway = FakeGateway()
+        >>> gateway.fault(Status(429, headers={"retry-after": "2"}), request=1)
+        >>> gateway.fault(Cut(), token=3)
+        """
+        in_stream = isinstance(fault, IN_STREAM)
+        if in_stream and token is None:
+            token = 0
+        if isinstance(fault, EmptyStream) and token:
+            raise ValueError("an EmptyStream ends before the first token: use EarlyDone")
+        if isinstance(fault, Status) and token is not None:
+            raise ValueError("a Status comes in place of the head: leave out the token")
+        if token is not None and path != "/chat/completions":
+            raise ValueError(f"an answer of {path} has no tokens: a fault there needs token=None")
+        if times is not None and times < 1:
+            raise ValueError(f"times is {times}, but must be 1 or more, or None for ever")
+        self._armed.append(_Armed(fault, path, request, generation, token, times))
+
+    def _tokens(self, body: Mapping[str, object], attempt: int) -> tuple[list[Delta], list[Delta]]:
+        if self._answer is None:
+            return split(default_answer(body, self.tokens), body)
+        return split(self._answer(body, attempt), body)
+
+    def _next_answer(self, body: Mapping[str, object]) -> tuple[list[Delta], list[Delta]]:
+        if self._answer is None:
+            return self._tokens(body, 1)
+        canonical = msgspec.json.encode(body, order="deterministic")
+        self._attempts[canonical] += 1
+        return self._tokens(body, self._attempts[canonical])
+
+    def _count(self, path: str) -> int:
+        self._seen[path] += 1
+        return self._seen[path]
+
+    def _striking(self, seen: SeenRequest, number: int, token: int | None) -> list[_Armed]:
+        return [
+            armed
+            for armed in self._armed
+            if armed.path == seen.path
+            and armed.token == token
+            and armed.request in (None, number)
+            and armed.generation in (None, seen.generation)
+        ]
+
+    def _spend(self, armed: _Armed, seen: SeenRequest) -> Fault:
+        seen.faults.append(armed.fault)
+        if armed.left is not None:
+            armed.left -= 1
+            if armed.left == 0:
+                self._armed.remove(armed)
+        return armed.fault
+
+    # Connections
+
+    async def serve_stream(self, stream: trio.abc.Stream) -> None:
+        """Serve one connection until its end, and close it.
+
+        Raises:
+            Exception: What the callable `answer` raised.
+        """
+        if self.refuse_connections:
+            await trio.aclose_forcefully(stream)
+            return
+        await serve(stream, self._handle)
+
+    @asynccontextmanager
+    async def listen(self, host: str = "127.0.0.1", port: int = 0) -> AsyncGenerator[str]:
+        """Serve on a TCP port for as long as the block runs; gives the base URL.
+
+        Args:
+            host: The address to listen at.
+            port: The port; 0 lets the system choose.
+
+        Raises:
+            OSError: The port cannot be had.
+
+        >>> import httpx, trio
+        >>> async def main():
+        ...     async with FakeGateway().listen() as base_url:
+        ...         async with httpx.AsyncClient() as client:
+        ...             print((await client.get(f"{base_url}/models")).json())
+        >>> trio.run(main)
+        {'detail': 'Authorization header is required'}
+        """
+        listeners = await trio.open_tcp_listeners(port, host=host)
+        async with _flat_nursery() as nursery:
+            await nursery.start(partial(trio.serve_listeners, self.serve_stream, listeners))
+            address, bound_port = listeners[0].socket.getsockname()[:2]
+            address = f"[{address}]" if ":" in address else address
+            yield f"http://{address}:{bound_port}/v1"
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncGenerator[trio.abc.Stream]:
+        """One in-memory connection; gives the client's end, which is closed after the block."""
+        async with _flat_nursery() as nursery, await self._connect(nursery) as stream:
+            yield stream
+
+    @overload
+    def http_client(self) -> AbstractAsyncContextManager[httpx.AsyncClient]: ...
+
+    @overload
+    def http_client(
+        self, module: HttpxModule[_ClientT]
+    ) -> AbstractAsyncContextManager[_ClientT]: ...
+
+    def http_client(
+        self, module: HttpxModule[object] = httpx
+    ) -> AbstractAsyncContextManager[object]:
+        """An `AsyncClient` whose connections are in-memory streams, served while the block runs.
+
+        It knows one host, that of `base_url`; relative URLs are taken from there. It has no
+        timeouts and no limit of connections unless they are set.
+
+        Args:
+            module: `httpx`, or `httpx2`, which the OpenAI SDK wants.
+        """
+        return self._http_client(module)
+
+    @asynccontextmanager
+    async def _http_client(self, module: HttpxModule[_ClientT]) -> AsyncGenerator[_ClientT]:
+        async with _flat_nursery() as nursery:
+            client = memory_client(module, self.base_url, _HOST, partial(self._connect, nursery))
+            try:
+                yield client
+            finally:
+                await getattr(client, "aclose")()  # noqa: B009  both modules' clients have it
+
+    async def _connect(self, nursery: trio.Nursery) -> MemoryStream:
+        await trio.lowlevel.checkpoint()
+        if self.refuse_connections:
+            raise ConnectionRefusedError(f"{_HOST} refuses connections")
+        ours, theirs = memory_connection()
+        nursery.start_soon(self.serve_stream, ours)
+        return theirs
+
+    # Requests
+
+    async def _handle(self, exchange: Exchange) -> None:
+        path = exchange.target.partition("?")[0].removeprefix("/v1")
+        headers = {name.lower(): value for name, value in exchange.headers}
+        key = _key_of(headers)
+        try:
+            body = msgspec.json.decode(exchange.body, type=dict[str, object])
+        except msgspec.DecodeError:
+            body = None
+        seen = SeenRequest(
+            exchange.method,
+            path,
+            {n: "[secret]" if n in _SECRET_HEADERS else v for n, v in headers.items()},
+            body,
+            self._generations.get(key or ""),
+        )
+        if self._ledger:
+            self.requests.append(seen)
+        self._total += 1
+        call = _Call(exchange, seen, self._count(path), f"req_{self._total}")
+        fault = await self._strike(call, None)
+        if isinstance(fault, Status):
+            await self._send_status(call, fault)
+            return
+        match exchange.method, path:
+            case "POST", "/auth":
+                await self._auth(call)
+                return
+            case ("POST", "/chat/completions") | ("GET", "/models"):
+                pass
+            case _, "/auth" | "/chat/completions" | "/models":
+                await self._send_status(call, Status(405, "Method Not Allowed", "detail"))
+                return
+            case _:
+                await self._send_status(call, Status(404, "Not Found"))
+                return
+        if (reason := self._rejection(key)) is not None:
+            await self._send_status(call, Status(401, reason))
+        elif path == "/models":
+            await self._send_models(call)
+        elif body is None or not isinstance(body.get("messages"), list):
+            await self._send_status(call, _INVALID)
+        elif self.models is not None and body.get("model") not in self.models:
+            reason = "The model does not exist: GET /models lists those that do"
+            await self._send_status(call, Status(404, reason))
+        else:
+            tokens, endings = self._next_answer(body)
+            completion = Completion(self._total, body, self._shape)
+            if body.get("stream") is True:
+                await self._stream(call, completion, tokens, endings)
+            else:
+                await self._send_whole(call, completion, tokens, endings)
+
+    def _rejection(self, key: str | None) -> str | None:
+        """Why a request is answered 401, if it is."""
+        if key is None:
+            return "Authorization header is required"
+        if not key:
+            return "API key is required"
+        if key not in self._generations:
+            return "Invalid API key"
+        if self._expired or key != self._key:
+            return "API key is inactive or expired"
+        return None
+
+    async def _strike(
+        self, call: _Call, token: int | None, completion: Completion | None = None
+    ) -> Fault | None:
+        """Let the faults of this moment strike; gives the one that ends the answer, if any."""
+        if not self._armed:
+            return None
+        exchange = call.exchange
+        for armed in self._striking(call.seen, call.number, token):
+            if armed not in self._armed:  # used up by another request while this one stalled
+                continue
+            fault = self._spend(armed, call.seen)
+            match fault:
+                case Stall(seconds):
+                    await exchange.flush()
+                    await exchange.wait(seconds)
+                case Drip(interval):
+                    exchange.drip = interval
+                case Cut(after_bytes) | Reset(after_bytes):
+                    reset = isinstance(fault, Reset)
+                    if after_bytes is None:
+                        await exchange.flush()
+                        raise HangUp(reset=reset)
+                    exchange.hang_up_after(after_bytes, reset=reset)
+                case OtherText(mark):
+                    call.mark = mark
+                case Insert(data):
+                    exchange.put_body(data)
+                case Comment(text):
+                    exchange.put_body(f": {text}\n\n".encode())
+                case Warning_(message) if completion is not None:
+                    exchange.put_body(completion.warning(message))
+                case _:
+                    return fault
+        return None
+
+    async def _stream(
+        self, call: _Call, completion: Completion, tokens: list[Delta], endings: list[Delta]
+    ) -> None:
+        exchange, seen = call.exchange, call.seen
+        seen.status = 200
+        exchange.put_head(
+            200,
+            [
+                ("content-type", "text/event-stream; charset=utf-8"),
+                ("cache-control", "no-cache"),
+                ("transfer-encoding", "chunked"),
+                ("x-request-id", call.request_id),
+            ],
+        )
+        running = exchange.running = _Running(generation=self.generation)
+        self._running.add(running)
+        ended = False
+        try:
+            with running.scope:
+                ended = await self._send_tokens(call, running, completion, tokens, endings)
+            if not ended:
+                await self._end_dead(call, completion)
+        finally:
+            self._running.discard(running)
+
+    async def _send_tokens(
+        self,
+        call: _Call,
+        running: _Running,
+        completion: Completion,
+        tokens: list[Delta],
+        endings: list[Delta],
+    ) -> bool:
+        """Send the answer; `False` if the key died before its end."""
+        exchange, seen = call.exchange, call.seen
+        for number, delta in enumerate(tokens):
+            if number and self.token_interval:
+                await exchange.wait(self.token_interval)
+            if running.ended:
+                return False
+            if (fault := await self._strike(call, number, completion)) is not None:
+                await self._end_early(call, completion, fault)
+                return True
+            if running.ended:
+                return False
+            exchange.put_body(completion.frames(_marked(delta, call.mark)))
+            completion.completion_tokens += 1
+            await exchange.flush()
+            seen.tokens += 1
+        if (fault := await self._strike(call, len(tokens), completion)) is not None:
+            await self._end_early(call, completion, fault)
+            return True
+        if running.ended:
+            return False
+        exchange.put_body(b"".join(map(completion.frames, endings)) + completion.usage() + DONE)
+        await self._end(call)
+        seen.complete = True
+        return True
+
+    async def _end_early(self, call: _Call, completion: Completion, fault: Fault) -> None:
+        exchange = call.exchange
+        if isinstance(fault, ErrorFrame):
+            exchange.put_body(completion.error(fault))
+            self.auth_errors += fault.type == "auth_error"
+        if isinstance(fault, EarlyDone) and fault.finish_reason is not None:
+            exchange.put_body(completion.finish(fault.finish_reason))
+        if isinstance(fault, EmptyStream) or (
+            isinstance(fault, ErrorFrame | EarlyDone) and fault.done
+        ):
+            exchange.put_body(DONE)
+        await self._end(call)
+
+    async def _end_dead(self, call: _Call, completion: Completion) -> None:
+        """End a stream whose key died."""
+        if self.on_rotation == "cut":
+            raise HangUp(reset=False)
+        # What a Drip had begun is sent whole: the frame of the error begins a line of its own.
+        call.exchange.drip = None
+        call.exchange.put_body(completion.error(ErrorFrame("auth_error")) + DONE)
+        self.auth_errors += 1
+        await self._end(call)
+
+    async def _end(self, call: _Call) -> None:
+        call.exchange.running = None  # too late for the key to die
+        call.exchange.put_end()
+        await call.exchange.flush()
+
+    async def _send_whole(
+        self, call: _Call, completion: Completion, tokens: list[Delta], endings: list[Delta]
+    ) -> None:
+        for armed in self._striking(call.seen, call.number, 0):
+            if isinstance(armed.fault, OtherText):
+                self._spend(armed, call.seen)
+                call.mark = armed.fault.mark
+        await trio.sleep(self.token_interval * max(len(tokens) - 1, 0))
+        deltas = [_marked(delta, call.mark) for delta in tokens]
+        completion.completion_tokens = call.seen.tokens = len(tokens)
+        await self._send(call, 200, "application/json", completion.whole(deltas + endings))
+        call.seen.complete = True
+
+    async def _send_models(self, call: _Call) -> None:
+        models = ("fake-model",) if self.models is None else self.models
+        data = [
+            {"id": model, "object": "model", "created": 1_700_000_000, "owned_by": "fake"}
+            for model in models
+        ]
+        answer = msgspec.json.encode({"object": "list", "data": data})
+        await self._send(call, 200, "application/json", answer)
+        call.seen.complete = True
+
+    async def _auth(self, call: _Call) -> None:
+        self.refreshes += 1
+        await trio.sleep(self.auth_latency)
+        if self.refuse_refresh:
+            await self._send_status(call, Status(401, "The identity token is not accepted"))
+            return
+        answer: dict[str, object] = {
+            "success": True,
+            "message": "User authenticated successfully",
+            "user_id": 1,
+            "api_key": self._issue(),
+            "auth_method": "email",
+            "display_name": "Test User",
+            "email": (call.seen.body or {}).get("email"),
+            "credits": 100.0,
+            "tier": "basic",
+            "subscription_status": "active",
+        }
+        await self._send(call, 200, "application/json", msgspec.json.encode(answer))
+        call.seen.complete = True
+
+    async def _send_status(self, call: _Call, fault: Status) -> None:
+        content_type, body = error_body(fault, request_id=call.request_id)
+        if fault.status == 401 and call.seen.path != "/auth":
+            self.rejected += 1
+        await self._send(call, fault.status, content_type, body, fault.headers)
+
+    async def _send(
+        self,
+        call: _Call,
+        status: int,
+        content_type: str,
+        body: bytes,
+        more: Mapping[str, str] | None = None,
+    ) -> None:
+        call.seen.status = status
+        headers = {"content-type": content_type} if content_type else {}
+        if status == 401:
+            headers["www-authenticate"] = "Bearer"  # RFC 9110 section 11.6.1 asks for it
+        headers["x-request-id"] = call.request_id
+        headers |= {name.lower(): value for name, value in (more or {}).items()}
+        headers["content-length"] = str(len(body))
+        call.exchange.put_head(status, list(headers.items()))
+        call.exchange.put_body(body)
+        call.exchange.put_end()
+        await call.exchange.flush()
+
+
+@dataclass(slots=True)
+class _Call:
+    """A request while it is being answered."""
+
+    exchange: Exchange
+    seen: SeenRequest
+    number: int
+    request_id: str
+    mark: str = ""
+
+
+_INVALID = Status(
+    422,
+    body={
+        "detail": [{"type": "missing", "loc": ["body", "messages"], "msg": "Field required"}],
+    },
+)
+
+_STATUS_ERRORS: dict[int, type[errors.GatewayError]] = {
+    401: errors.AuthenticationError,
+    403: errors.PermissionDeniedError,
+    429: errors.RateLimitError,
+}
+
+
+def _key_of(headers: Mapping[str, str]) -> str | None:
+    """The key of a request; `""` for an empty one, `None` where there is no header for it."""
+    if (authorization := headers.get("authorization")) is not None:
+        scheme, _, value = authorization.partition(" ")
+        return value.strip() if scheme.lower() == "bearer" else ""
+    return headers.get("x-api-key", headers.get("api-key"))
+
+
+def _marked(delta: Delta, mark: str) -> Delta:
+    if not mark or not (delta.text or delta.reasoning):
+        return delta
+    return msgspec.structs.replace(
+        delta,
+        text=mark + delta.text if delta.text else "",
+        reasoning=mark + delta.reasoning if delta.reasoning else "",
+    )
+
+
+@asynccontextmanager
+async def _flat_nursery() -> AsyncGenerator[trio.Nursery]:
+    """A nursery that ends with its block, and out of which comes one exception, not a group.
+
+    The block's own exception comes out as itself, with a note if a task failed too; else the
+    first one that a task raised.
+    """
+    from_block: BaseException | None = None
+    failures: list[BaseException] = []
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                yield nursery
+            except BaseException as exc:
+                from_block = exc
+                raise
+            finally:
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        failures = list(_failures(group, from_block))
+        if from_block is None and not failures:
+            raise
+    # Outside the handler: the exception must not get the group as its context.
+    if failures and (from_block is None or isinstance(from_block, trio.Cancelled)):
+        raise failures[0]
+    if from_block is not None:
+        for failure in failures:
+            if not isinstance(failure, Exception):  # KeyboardInterrupt
+                raise failure
+            from_block.add_note(f"The fake gateway failed too: {failure!r}")
+        raise from_block
+
+
+def _failures(
+    group: BaseExceptionGroup[BaseException], from_block: BaseException | None
+) -> Iterator[BaseException]:
+    """What the tasks of a nursery raised, groups of theirs opened."""
+    for exc in group.exceptions:
+        if exc is from_block or isinstance(exc, trio.Cancelled):
+            continue
+        if isinstance(exc, BaseExceptionGroup):
+            yield from _failures(exc, from_block)  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            yield exc

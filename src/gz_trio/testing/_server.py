@@ -1,0 +1,218 @@
+"""One HTTP/1.1 connection of the fake gateway: h11 between a Trio stream and a handler."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import h11
+import trio
+
+from ._memory import MemoryStream
+
+_RECEIVE_BYTES = 65_536
+
+
+class HangUp(Exception):
+    """The server leaves the connection in the middle of an answer."""
+
+    def __init__(self, *, reset: bool) -> None:
+        super().__init__("the connection is left in the middle of an answer")
+        self.reset = reset
+
+
+@dataclass(slots=True, eq=False)
+class Interruptible:
+    """An answer that another task may end, but only while it waits between two sends.
+
+    A send that was cancelled halfway would leave half a frame on the wire.
+    """
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    ended: bool = False
+    waiting: bool = False
+
+    def end(self) -> None:
+        """Make the answer stop at once, or when the send that is under way is done."""
+        self.ended = True
+        if self.waiting:
+            self.scope.cancel()
+
+
+class Exchange:
+    """One request, and the writer of its answer."""
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        connection: h11.Connection,
+        request: h11.Request,
+        body: bytes,
+    ) -> None:
+        self.method = request.method.decode("ascii")
+        self.target = request.target.decode("ascii")
+        self.headers = [
+            (name.decode("ascii"), value.decode("latin-1")) for name, value in request.headers
+        ]
+        self.body = body
+        self.drip: float | None = None
+        self.running: Interruptible | None = None
+        self._stream = stream
+        self._connection = connection
+        self._unsent = bytearray()
+        self._bytes_left: int | None = None
+        self._reset = False
+
+    def put_head(self, status: int, headers: list[tuple[str, str]]) -> None:
+        """Put the status line and the header fields into the outbound buffer."""
+        self._put(h11.Response(status_code=status, headers=headers))
+
+    def put_body(self, data: bytes) -> None:
+        """Put a piece of the body into the outbound buffer."""
+        if self._bytes_left is not None:
+            data = data[: self._bytes_left]
+            self._bytes_left -= len(data)
+        if data:
+            self._put(h11.Data(data=data))
+
+    def put_end(self) -> None:
+        """Put the end of the body into the outbound buffer."""
+        if self._bytes_left != 0:
+            self._put(h11.EndOfMessage())
+
+    def hang_up_after(self, size: int, *, reset: bool) -> None:
+        """Leave the connection once so many more bytes of the body are sent."""
+        self._bytes_left = size
+        self._reset = reset
+
+    async def flush(self) -> None:
+        """Send the outbound buffer.
+
+        Raises:
+            HangUp: The answer was to be left here.
+            trio.BrokenResourceError: The client is gone.
+        """
+        while self._unsent:
+            size = len(self._unsent) if self.drip is None else 1
+            data = bytes(self._unsent[:size])
+            del self._unsent[:size]
+            await self._stream.send_all(data)
+            if self.drip is not None and self._unsent:
+                await self.wait(self.drip)
+        if self._bytes_left == 0:
+            raise HangUp(reset=self._reset)
+
+    async def wait(self, seconds: float) -> None:
+        """Sleep; what `running.end()` interrupts."""
+        if self.running is None:
+            await trio.sleep(seconds)
+            return
+        self.running.waiting = True
+        try:
+            await trio.sleep(seconds)
+        finally:
+            self.running.waiting = False
+
+    def _put(self, event: h11.Event) -> None:
+        self._unsent += self._connection.send(event) or b""
+
+
+async def serve(stream: trio.abc.Stream, handle: Callable[[Exchange], Awaitable[None]]) -> None:
+    """Serve one connection until its end; closes the stream.
+
+    Raises:
+        Exception: What `handle` raised, but for `HangUp` and the client's going away.
+    """
+    connection = h11.Connection(h11.SERVER)
+    async with stream:
+        try:
+            while (exchange := await _next_exchange(stream, connection)) is not None:
+                if not await _answer(stream, connection, exchange, handle):
+                    return
+                if connection.our_state is not h11.DONE:
+                    return
+                connection.start_next_cycle()
+        except HangUp as exc:
+            await _leave(stream, reset=exc.reset)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+
+
+async def _next_exchange(stream: trio.abc.Stream, connection: h11.Connection) -> Exchange | None:
+    request: h11.Request | None = None
+    body = bytearray()
+    while True:
+        try:
+            event = connection.next_event()
+        except h11.RemoteProtocolError as exc:
+            await _refuse(stream, connection, exc.error_status_hint)
+            return None
+        if event is h11.NEED_DATA:
+            if connection.they_are_waiting_for_100_continue:
+                go_on = h11.InformationalResponse(status_code=100, headers=[])
+                await stream.send_all(connection.send(go_on) or b"")
+            connection.receive_data(bytes(await stream.receive_some(_RECEIVE_BYTES)))
+        elif isinstance(event, h11.Request):
+            request = event
+        elif isinstance(event, h11.Data):
+            body += event.data
+        elif isinstance(event, h11.EndOfMessage) and request is not None:
+            return Exchange(stream, connection, request, bytes(body))
+        else:
+            return None
+
+
+async def _refuse(stream: trio.abc.Stream, connection: h11.Connection, status: int) -> None:
+    """Answer what is not HTTP, as far as h11 allows an answer."""
+    if connection.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+        return
+    headers = [("content-length", "0"), ("connection", "close")]
+    data = connection.send(h11.Response(status_code=status, headers=headers)) or b""
+    await stream.send_all(data + (connection.send(h11.EndOfMessage()) or b""))
+
+
+async def _answer(
+    stream: trio.abc.Stream,
+    connection: h11.Connection,
+    exchange: Exchange,
+    handle: Callable[[Exchange], Awaitable[None]],
+) -> bool:
+    """Answer one request; `False` if the client went away meanwhile."""
+    failure: Exception | None = None
+    gone = False
+
+    async def watch_for_hang_up() -> None:
+        # Without it, an answer that stalls would not notice that nobody waits for it.
+        nonlocal gone
+        try:
+            while data := await stream.receive_some(_RECEIVE_BYTES):
+                connection.receive_data(bytes(data))  # the next request, sent ahead
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        gone = True
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch_for_hang_up)
+        try:
+            await handle(exchange)
+        except Exception as exc:  # raised below, outside the nursery, lest it come in a group
+            failure = exc
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return not gone
+
+
+async def _leave(stream: trio.abc.Stream, *, reset: bool) -> None:
+    if reset and isinstance(stream, MemoryStream):
+        await stream.reset()
+        return
+    if reset:
+        transport: trio.abc.Stream = getattr(stream, "transport_stream", stream)  # beneath TLS
+        if isinstance(transport, trio.SocketStream):
+            # SO_LINGER with a time of 0: close sends RST instead of FIN.
+            transport.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await trio.aclose_forcefully(stream)
