@@ -3,7 +3,7 @@
 The rules: https://html.spec.whatwg.org/multipage/server-sent-events.html, sections 9.2.5 ("Parsing
 an event stream") and 9.2.6 ("Interpreting an event stream"). One thing is left out: data stays
 bytes. It is JSON, which the reader decodes from bytes, and which decides what broken UTF-8 becomes
-(`json`); names and ids are decoded here, with U+FFFD in place of what is no UTF-8.
+(`lenient_json`); names and ids are decoded here, with U+FFFD in place of what is no UTF-8.
 """
 
 from __future__ import annotations

@@ -1,0 +1,475 @@
+"""Chat completions: what a server's events mean, in all the shapes that gateways pass on.
+
+`ChatDecoder` makes deltas and errors of the events of one attempt, and knows whether the reply
+was complete; `MessageBuilder` makes of deltas the message that the next turn sends back.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from typing import ClassVar, Final
+
+import msgspec
+
+from . import lenient_json
+from .errors import GatewayError, ProtocolError, error_from_frame
+from .events import Delta, RawEvent, ToolCallDelta, Usage
+from .sse import ServerSentEvent
+
+
+class Done(enum.Enum):
+    """The type of `DONE`, which stands for the event `[DONE]`."""
+
+    DONE = "[DONE]"
+
+
+DONE: Final = Done.DONE
+
+ChatItem = Delta | RawEvent | GatewayError | Done
+
+# A warning in the shape of an error; the stream goes on (Gatewayz).
+_WARNING = "stream_normalization_warning"
+
+
+# The parts of a chunk that are read; msgspec skips the rest. Whatever servers send in several
+# shapes is `object` and looked at later: one odd field must not cost the text beside it.
+class _Fields(msgspec.Struct, gc=False):
+    content: object = None
+    refusal: object = None
+    reasoning_content: object = None
+    reasoning: object = None
+    thinking: object = None
+    analysis: object = None
+    reasoning_details: object = None
+    tool_calls: object = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    index: object = None
+    delta: _Fields | None = None
+    finish_reason: object = None
+
+
+class _Chunk(msgspec.Struct, gc=False):
+    choices: list[_Choice] | None = None
+    usage: object = None
+    error: object = None
+    output: object = None
+    type: object = None
+    kind: object = msgspec.field(default=None, name="object")
+    delta: object = None
+    detail: object = None
+    message: object = None
+    tool_call_id: object = None
+    name: object = None
+    arguments: object = None
+
+
+_NO_FIELDS = _Fields()
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+
+
+class ChatDecoder:
+    """Decodes the events of one attempt at one reply.
+
+    >>> decoder = ChatDecoder()
+    >>> chunk = b'{"choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":"stop"}]}'
+    >>> [delta.text for delta in decoder.decode(ServerSentEvent("message", chunk))]
+    ['Hi']
+    >>> decoder.complete
+    True
+    """
+
+    def __init__(self) -> None:
+        self._failed = False
+        self._answered = False  # A delta came.
+        self._done = False
+        self._finished: dict[int, bool] = {}  # For each choice that began.
+        self._calls: dict[int, _ToolCalls] = {}
+        self._halves: dict[tuple[object, ...], str] = {}
+
+    @property
+    def complete(self) -> bool:
+        """Whether the reply is whole; if not when the stream ends, the stream was cut.
+
+        It is if no error came, and every choice that began has a finish reason other than
+        `error`, or `[DONE]` came after at least one delta.
+        """
+        if self._failed:
+            return False
+        if self._done and self._answered:
+            return True
+        return bool(self._finished) and all(self._finished.values())
+
+    def decode(self, event: ServerSentEvent) -> tuple[ChatItem, ...]:
+        """What `event` means, in order. Never raises.
+
+        - A `Delta` for each choice in a chunk. A chunk without choices (usage alone) is a delta
+          of choice 0. A tool call's index is normalised: a call of its own has an index of its
+          own, whatever the server numbers; its id and name come once. A refusal is text: it is
+          what the model says. Broken UTF-8 is U+FFFD.
+        - A `GatewayError` for an error frame, for a finish reason `error`, and (`ProtocolError`)
+          for what is no JSON. The text beside it, if any, comes before it.
+        - `DONE` for `[DONE]`.
+        - A `RawEvent` for a warning, for a tool's result, and for what is unknown.
+        - Nothing for an event without data.
+        """
+        data = event.data
+        if data == b"[DONE]":
+            self._done = True
+            return (DONE,)
+        mend = bool(self._halves)
+        try:
+            chunk = _decode_chunk(data)
+        except lenient_json.MSGSPEC_ERRORS:
+            if not data.strip():
+                return ()
+            try:
+                chunk = msgspec.convert(lenient_json.decode(data), _Chunk)
+            except msgspec.ValidationError:
+                return (RawEvent(event.event, data),)
+            except ValueError:
+                return (self._unreadable(event),)
+            mend = True
+        if chunk.choices is None or chunk.error or event.event == "error":
+            return self._uncommon(event, chunk, mend)
+        return self._deltas(event, chunk.choices, chunk.usage, mend)
+
+    def decode_completion(self, body: bytes) -> tuple[ChatItem, ...]:
+        """What a whole `chat.completion` means, which servers send that ignore `stream`.
+
+        The same as `decode`, as if it had come in one chunk; the first delta's `raw` is that
+        chunk. A body that is neither a completion nor an error is a `ProtocolError`.
+        """
+        event = ServerSentEvent("message", body)
+        try:
+            frame = lenient_json.as_object(lenient_json.decode(body)) or {}
+        except ValueError:
+            return (self._unreadable(event),)
+        choices = lenient_json.objects(frame.get("choices"))
+        if not choices:
+            items = self.decode(event)
+            is_error = items and isinstance(items[-1], GatewayError)
+            return items if is_error else (self._unreadable(event),)
+        for choice in choices:
+            message = lenient_json.as_object(choice.pop("message", None)) or {}
+            for position, call in enumerate(lenient_json.objects(message.get("tool_calls"))):
+                call.setdefault("index", position)
+            choice["delta"] = message
+        frame |= {"object": "chat.completion.chunk", "choices": choices}
+        self._done = True
+        return self.decode(ServerSentEvent("message", json.dumps(frame).encode()))
+
+    def _deltas(
+        self,
+        event: ServerSentEvent,
+        choices: list[_Choice],
+        sent_usage: object,
+        mend: bool,
+        *,
+        failed: bool = False,
+    ) -> tuple[ChatItem, ...]:
+        """The deltas of a chunk, and the error behind them where it `failed` or says so."""
+        usage = None if sent_usage is None else _usage(sent_usage)
+        raw = event.data
+        deltas: list[Delta] = []
+        for position, choice in enumerate(choices):
+            index = choice.index if type(choice.index) is int else position
+            fields = choice.delta or _NO_FIELDS
+            text = fields.content
+            reasoning = _text(
+                fields.reasoning_content or fields.reasoning or fields.thinking or fields.analysis
+            )
+            if not isinstance(text, str):
+                text, thoughts = _parts(text)
+                reasoning = reasoning or thoughts
+            if fields.refusal:
+                text += _text(fields.refusal)
+            finish_reason = _text(choice.finish_reason) or None
+            if finish_reason == "error":
+                failed = True
+                finish_reason = None
+            if finish_reason is not None:
+                self._finished[index] = True
+            elif index not in self._finished:
+                self._finished[index] = False
+            calls: tuple[ToolCallDelta, ...] = ()
+            if fields.tool_calls:
+                join = self._calls.setdefault(index, _ToolCalls()).join
+                calls = tuple(map(join, lenient_json.objects(fields.tool_calls)))
+            details: tuple[dict[str, object], ...] = ()
+            if fields.reasoning_details:
+                details = tuple(lenient_json.objects(fields.reasoning_details))
+            if mend:
+                end = finish_reason is not None
+                text = self._mend((index, "text"), text, end)
+                reasoning = self._mend((index, "reasoning"), reasoning, end)
+                calls = tuple(
+                    msgspec.structs.replace(
+                        call, arguments=self._mend((index, call.index), call.arguments, end)
+                    )
+                    for call in calls
+                )
+            deltas.append(
+                Delta(
+                    text=text,
+                    reasoning=reasoning,
+                    tool_calls=calls,
+                    finish_reason=finish_reason,
+                    usage=usage,
+                    choice=index,
+                    reasoning_details=details,
+                    raw=raw,
+                )
+            )
+            usage, raw = None, b""
+        if not choices:
+            deltas.append(Delta(usage=usage, raw=raw))
+        self._answered = True
+        return self._failure(event, deltas) if failed else tuple(deltas)
+
+    def _uncommon(self, event: ServerSentEvent, chunk: _Chunk, mend: bool) -> tuple[ChatItem, ...]:
+        """Everything but a plain chunk."""
+        error = lenient_json.as_object(chunk.error) or {}
+        if chunk.type == "tool_result" or _WARNING in (chunk.type, error.get("type")):
+            return (RawEvent(event.event, event.data),)
+        plain = chunk.type is None and chunk.choices is None and chunk.output is None
+        if (
+            chunk.error
+            or "error" in (event.event, chunk.type, chunk.kind)
+            # What a response's body would be: `{"detail": ...}`, `{"message": ...}`.
+            or (plain and (chunk.detail or chunk.message))
+        ):
+            return self._deltas(event, chunk.choices or [], chunk.usage, mend, failed=True)
+        if chunk.type == "tool_call":
+            call = {"id": chunk.tool_call_id, "name": chunk.name, "arguments": chunk.arguments}
+            choices = [_Choice(0, _Fields(tool_calls=[call]))]
+        elif chunk.type == "response.output_text.delta":
+            choices = [_Choice(0, _Fields(content=chunk.delta))]
+        elif any("delta" in choice for choice in lenient_json.objects(chunk.output)):
+            try:
+                choices = msgspec.convert(chunk.output, list[_Choice])
+            except msgspec.ValidationError:
+                return (RawEvent(event.event, event.data),)
+        elif plain and chunk.usage:
+            choices = []
+        else:
+            return (RawEvent(event.event, event.data),)
+        return self._deltas(event, choices, chunk.usage, mend)
+
+    def _failure(self, event: ServerSentEvent, deltas: list[Delta]) -> tuple[ChatItem, ...]:
+        self._failed = True
+        frame = lenient_json.as_object(lenient_json.decode(event.data)) or {}
+        error = error_from_frame(frame, body=event.data)
+        deltas = [delta for delta in deltas if delta != Delta(choice=delta.choice, raw=delta.raw)]
+        if not deltas:
+            return (error,)
+        # The text goes on to readers of `raw` without the failure, which may yet be mended.
+        choices = lenient_json.objects(frame.get("choices"))
+        for choice in choices:
+            if choice.get("finish_reason") == "error":
+                choice["finish_reason"] = None
+        frame = {key: value for key, value in frame.items() if key != "error"}
+        raws = (json.dumps(frame).encode(), *[b""] * len(deltas))
+        kept = (
+            msgspec.structs.replace(delta, raw=raw)
+            for delta, raw in zip(deltas, raws, strict=False)
+        )
+        return (*kept, error)
+
+    def _unreadable(self, event: ServerSentEvent) -> GatewayError:
+        self._failed = True
+        if event.event == "error":
+            return error_from_frame({}, body=event.data)
+        return ProtocolError(
+            "The gateway sent something that is no reply of a model: is the base URL that of an "
+            "OpenAI-compatible API? The error's `body` is what it sent.",
+            body=event.data,
+        )
+
+    def _mend(self, channel: tuple[int, str | int], piece: str, end: bool) -> str:
+        """`piece` without half a surrogate pair at its end, which waits for its other half."""
+        piece = self._halves.pop(channel, "") + piece
+        if not end and "\ud800" <= piece[-1:] <= "\udbff":
+            self._halves[channel] = piece[-1]
+            piece = piece[:-1]
+        return _pair_surrogates(piece)
+
+
+class _ToolCalls:
+    """Gives the pieces of one choice's tool calls an index that joins them, whatever is sent."""
+
+    def __init__(self) -> None:
+        self._ours: dict[int, int] = {}  # By the server's index, the latest call there.
+        self._ids: list[str] = []  # By our index; empty where none came yet.
+        self._names: list[str] = []
+        self._last = 0
+
+    def join(self, call: dict[str, object]) -> ToolCallDelta:
+        function = lenient_json.as_object(call.get("function")) or call
+        call_id, name = _text(call.get("id")), _text(function.get("name"))
+        arguments = function.get("arguments")
+        if not isinstance(arguments, str):
+            arguments = "" if arguments is None else json.dumps(arguments)
+        ours = self._last = self._index(call.get("index"), call_id)
+        new_id = call_id if not self._ids[ours] else ""
+        new_name = name if not self._names[ours] else ""
+        self._ids[ours] = self._ids[ours] or call_id
+        self._names[ours] = self._names[ours] or name
+        return ToolCallDelta(ours, new_id or None, new_name or None, arguments)
+
+    def _index(self, index: object, call_id: str) -> int:
+        known = self._ids.index(call_id) if call_id and call_id in self._ids else None
+        if isinstance(index, int):
+            ours = self._ours.get(index)
+            if ours is None:
+                ours = self._new()
+            elif call_id and self._ids[ours] not in ("", call_id):
+                # Gemini starts its indices anew: another id is another call.
+                ours = self._new() if known is None else known
+            self._ours[index] = ours
+            return ours
+        if known is not None:
+            return known
+        return self._new() if call_id or not self._ids else self._last
+
+    def _new(self) -> int:
+        self._ids.append("")
+        self._names.append("")
+        return len(self._ids) - 1
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _parts(content: object) -> tuple[str, str]:
+    """Text and reasoning of content that comes in parts (a list, or one object)."""
+    text = reasoning = ""
+    one = lenient_json.as_object(content)
+    for part in lenient_json.objects(content) if one is None else [one]:
+        thoughts = part.get("thinking")
+        if thoughts is not None:
+            reasoning += thoughts if isinstance(thoughts, str) else _parts(thoughts)[0]
+        else:
+            text += _text(part.get("text"))
+    return text, reasoning
+
+
+def _usage(sent: object) -> Usage | None:
+    raw = lenient_json.as_object(sent)
+    if not raw:
+        return None
+
+    def count(*names: str) -> int:
+        return next((n for name in names if isinstance(n := raw.get(name), int)), 0)
+
+    prompt = count("prompt_tokens", "input_tokens")
+    completion = count("completion_tokens", "output_tokens")
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=count("total_tokens") or prompt + completion,
+        raw=raw,
+    )
+
+
+def _pair_surrogates(text: str) -> str:
+    """Halves that lie side by side are one character; one that is alone is U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+class MessageBuilder:
+    """Makes the assistant's message of choice 0, as the next turn sends it back.
+
+    >>> builder = MessageBuilder()
+    >>> for text in ("Hel", "lo"):
+    ...     builder.feed(Delta(text=text))
+    >>> builder.message
+    {'role': 'assistant', 'content': 'Hello'}
+    """
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._calls: dict[int, _Call] = {}
+        self._details: list[_Detail] = []
+
+    def feed(self, delta: Delta) -> None:
+        """Adds what `delta` holds, if it is of choice 0."""
+        if delta.choice != 0:
+            return
+        if delta.text:
+            self._text.append(delta.text)
+        for piece in delta.tool_calls:
+            self._calls.setdefault(piece.index, _Call()).feed(piece)
+        for detail in delta.reasoning_details:
+            if not self._details or not self._details[-1].feed(detail):
+                self._details.append(_Detail(detail))
+
+    @property
+    def message(self) -> dict[str, object]:
+        """The message so far: `role`, `content`, and `tool_calls`, `reasoning_details` if any.
+
+        `content` is `None` where there are tool calls and no text. A call whose server gave it
+        no id has one of ours. Pieces of one reasoning detail are joined, as OpenRouter wants
+        them back; all else in them is as the server sent it.
+        """
+        text = "".join(self._text)
+        message: dict[str, object] = {"role": "assistant", "content": text}
+        if self._calls:
+            message["content"] = text or None
+            message["tool_calls"] = [
+                call.whole(index) for index, call in sorted(self._calls.items())
+            ]
+        if self._details:
+            message["reasoning_details"] = [detail.whole() for detail in self._details]
+        return message
+
+
+class _Call:
+    def __init__(self) -> None:
+        self._id = self._name = ""
+        self._arguments: list[str] = []
+
+    def feed(self, piece: ToolCallDelta) -> None:
+        self._id = self._id or piece.id or ""
+        self._name = self._name or piece.name or ""
+        self._arguments.append(piece.arguments)
+
+    def whole(self, index: int) -> dict[str, object]:
+        # A call without arguments comes back as an empty object: servers parse the string.
+        arguments = "".join(self._arguments)
+        return {
+            "id": self._id or f"call_{index}",
+            "type": "function",
+            "function": {
+                "name": self._name,
+                "arguments": "{}" if arguments.isspace() or not arguments else arguments,
+            },
+        }
+
+
+class _Detail:
+    """One reasoning detail; OpenRouter streams its text in pieces, the signature with the last."""
+
+    _GROWS: ClassVar = {"reasoning.text": "text", "reasoning.summary": "summary"}
+
+    def __init__(self, first: dict[str, object]) -> None:
+        self._fields = dict(first)
+        self._growing = self._GROWS.get(_text(first.get("type")), "")
+        self._pieces = [_text(first.get(self._growing))]
+
+    def feed(self, piece: dict[str, object]) -> bool:
+        """Joins `piece`, or says that it is not of this detail."""
+        ids = {_text(self._fields.get("id")), _text(piece.get("id"))} - {""}
+        same = all(piece.get(key) == self._fields.get(key) for key in ("type", "index"))
+        if not self._growing or not same or len(ids) > 1:
+            return False
+        self._pieces.append(_text(piece.get(self._growing)))
+        self._fields |= {key: value for key, value in piece.items() if value not in (None, "")}
+        return True
+
+    def whole(self) -> dict[str, object]:
+        text = _pair_surrogates("".join(self._pieces))
+        return self._fields | ({self._growing: text} if text else {})
