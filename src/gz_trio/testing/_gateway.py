@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +18,6 @@ from .._protocol.events import Delta
 from .._protocol.keys import Key
 from ._chunks import DONE, Completion, Shape, default_answer, split, text_of
 from ._faults import (
-    IN_STREAM,
     Comment,
     Cut,
     Drip,
@@ -35,13 +33,14 @@ from ._faults import (
     Warning_,
     error_body,
 )
+from ._keys import KeyRing
 from ._memory import HttpxModule, MemoryStream, memory_client, memory_connection
-from ._server import Exchange, HangUp, Interruptible, serve
+from ._nursery import flat_nursery
+from ._plan import FaultPlan, Path
+from ._server import Exchange, HangUp, Interruptible, leave, serve
 
 Answer: TypeAlias = Callable[[Mapping[str, object], int], Sequence[str | Delta]]
 """Gives the tokens of an answer, from the request's body and the attempt (1, 2, ...) at it."""
-
-Path: TypeAlias = Literal["/chat/completions", "/models", "/auth"]
 
 _ClientT = TypeVar("_ClientT")
 
@@ -55,7 +54,7 @@ class SeenRequest:
 
     Attributes:
         method: `"POST"` or another.
-        path: Without the `/v1`: `"/chat/completions"`, `"/models"`, `"/auth"`.
+        path: `"/v1/chat/completions"`, `"/v1/models"`, `"/auth"`.
         headers: By lower-case name; the value of one that carries a secret is `"[secret]"`.
         body: The JSON object that came; `None` if there was none.
         generation: Of the key that it came with; `None` for a key that never was valid.
@@ -74,18 +73,6 @@ class SeenRequest:
     tokens: int = 0
     complete: bool = False
     faults: list[Fault] = field(default_factory=list[Fault])
-
-
-@dataclass(slots=True, eq=False)
-class _Armed:
-    """A fault that waits for its moment."""
-
-    fault: Fault
-    path: str
-    request: int | None
-    generation: int | None
-    token: int | None
-    left: int | None
 
 
 @dataclass(slots=True, eq=False)
@@ -152,7 +139,7 @@ class FakeGateway:
     ...     print(gateway.requests[-1])
     >>> trio.run(main)  # doctest: +NORMALIZE_WHITESPACE
     True 401
-    SeenRequest(method='POST', path='/chat/completions', generation=1, status=401, tokens=0,
+    SeenRequest(method='POST', path='/v1/chat/completions', generation=1, status=401, tokens=0,
                 complete=False, faults=[])
     """
 
@@ -185,13 +172,11 @@ class FakeGateway:
         self._answer = answer
         self._shape: Shape = shape
         self._ledger = ledger
-        self._key = Key(key).value
-        self._generations = {self._key: 1}
-        self._expired = False
+        self._keys = KeyRing(key)
+        self._plan = FaultPlan()
         self._seen: Counter[str] = Counter()
         self._total = 0
         self._attempts: Counter[bytes] = Counter()
-        self._armed: list[_Armed] = []
         self._running: set[_Running] = set()
 
     def __repr__(self) -> str:
@@ -206,12 +191,12 @@ class FakeGateway:
     @property
     def key(self) -> str:
         """The valid API key; after `expire()`, the one that was."""
-        return self._key
+        return self._keys.key
 
     @property
     def generation(self) -> int:
         """1 for the first key, one more for each that followed."""
-        return len(self._generations)
+        return self._keys.generation
 
     @property
     def open_streams(self) -> int:
@@ -233,18 +218,13 @@ class FakeGateway:
         Raises:
             ValueError: The key cannot be sent in a header, or is one that was valid before.
         """
-        new = self._next_key() if key is None else Key(key).value
-        if new in self._generations:
-            raise ValueError("a key that was valid before cannot be the new one: give another")
-        self._key = new
-        self._generations[new] = self.generation + 1
-        self._expired = False
+        new = self._keys.rotate(key)
         self._end_streams()
-        return self._key
+        return new
 
     def expire(self) -> None:
         """Let the key die: none is valid until `POST /auth` or `refresh` issues another."""
-        self._expired = True
+        self._keys.expired = True
         self._end_streams()
 
     async def refresh(self, rejected: Key | None = None) -> str:  # noqa: ARG002
@@ -257,9 +237,8 @@ class FakeGateway:
             AuthenticationError: `refuse_refresh` is set.
         """
         self.refreshes += 1
-        seen = SeenRequest("POST", "/auth", {}, None, None)
-        for armed in self._striking(seen, self._count("/auth"), None):
-            match self._spend(armed, seen):
+        for fault in self._plan.due("/auth", self._count("/auth"), None, None):
+            match fault:
                 case Stall(seconds):
                     await trio.sleep(seconds)
                 case Status(status=status) if status >= 400:
@@ -275,21 +254,14 @@ class FakeGateway:
             raise errors.AuthenticationError("the fake gateway refuses to sign in", status=401)
         return self._issue()
 
-    def _next_key(self) -> str:
-        stem = re.sub(r"[_-]\d+$", "", self._key)
-        number = self.generation + 1
-        while (key := f"{stem}_{number}") in self._generations:
-            number += 1
-        return key
-
     def _issue(self) -> str:
-        return self.rotate() if self._expired else self._key
+        return self.rotate() if self._keys.expired else self.key
 
     def _end_streams(self) -> None:
         if self.on_rotation == "ignore":
             return
         for running in self._running:
-            if self._expired or running.generation != self.generation:
+            if self._keys.expired or running.generation != self.generation:
                 running.end()
 
     # Answers and faults
@@ -309,7 +281,7 @@ class FakeGateway:
         generation: int | None = None,
         token: int | None = None,
         times: int | None = 1,
-        path: Path = "/chat/completions",
+        path: Path = "/v1/chat/completions",
     ) -> None:
         """Let something go wrong: when all that is named here comes together.
 
@@ -335,18 +307,14 @@ class FakeGateway:
         >>> gateway.fault(Status(429, headers={"retry-after": "2"}), request=1)
         >>> gateway.fault(Cut(), token=3)
         """
-        in_stream = isinstance(fault, IN_STREAM)
-        if in_stream and token is None:
-            token = 0
-        if isinstance(fault, EmptyStream) and token:
-            raise ValueError("an EmptyStream ends before the first token: use EarlyDone")
-        if isinstance(fault, Status) and token is not None:
-            raise ValueError("a Status comes in place of the head: leave out the token")
-        if token is not None and path != "/chat/completions":
-            raise ValueError(f"an answer of {path} has no tokens: a fault there needs token=None")
-        if times is not None and times < 1:
-            raise ValueError(f"times is {times}, but must be 1 or more, or None for ever")
-        self._armed.append(_Armed(fault, path, request, generation, token, times))
+        self._plan.add(
+            fault,
+            path=path,
+            request=request,
+            generation=generation,
+            token=token,
+            times=times,
+        )
 
     def _tokens(self, body: Mapping[str, object], attempt: int) -> tuple[list[Delta], list[Delta]]:
         if self._answer is None:
@@ -364,24 +332,6 @@ class FakeGateway:
         self._seen[path] += 1
         return self._seen[path]
 
-    def _striking(self, seen: SeenRequest, number: int, token: int | None) -> list[_Armed]:
-        return [
-            armed
-            for armed in self._armed
-            if armed.path == seen.path
-            and armed.token == token
-            and armed.request in (None, number)
-            and armed.generation in (None, seen.generation)
-        ]
-
-    def _spend(self, armed: _Armed, seen: SeenRequest) -> Fault:
-        seen.faults.append(armed.fault)
-        if armed.left is not None:
-            armed.left -= 1
-            if armed.left == 0:
-                self._armed.remove(armed)
-        return armed.fault
-
     # Connections
 
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
@@ -391,7 +341,7 @@ class FakeGateway:
             Exception: What the callable `answer` raised.
         """
         if self.refuse_connections:
-            await trio.aclose_forcefully(stream)
+            await leave(stream, reset=True)
             return
         await serve(stream, self._handle)
 
@@ -415,7 +365,7 @@ class FakeGateway:
         {'detail': 'Authorization header is required'}
         """
         listeners = await trio.open_tcp_listeners(port, host=host)
-        async with _flat_nursery() as nursery:
+        async with flat_nursery() as nursery:
             await nursery.start(partial(trio.serve_listeners, self.serve_stream, listeners))
             address, bound_port = listeners[0].socket.getsockname()[:2]
             address = f"[{address}]" if ":" in address else address
@@ -424,8 +374,15 @@ class FakeGateway:
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[trio.abc.Stream]:
         """One in-memory connection; gives the client's end, which is closed after the block."""
-        async with _flat_nursery() as nursery, await self._connect(nursery) as stream:
-            yield stream
+        async with flat_nursery() as nursery:
+            stream = await self._connect(nursery)
+            try:
+                yield stream
+            finally:
+                # In memory nothing can take long; a Cancelled from here would hide the block's
+                # own exception.
+                with trio.CancelScope(shield=True):
+                    await stream.aclose()
 
     @overload
     def http_client(self) -> AbstractAsyncContextManager[httpx.AsyncClient]: ...
@@ -450,12 +407,13 @@ class FakeGateway:
 
     @asynccontextmanager
     async def _http_client(self, module: HttpxModule[_ClientT]) -> AsyncGenerator[_ClientT]:
-        async with _flat_nursery() as nursery:
+        async with flat_nursery() as nursery:
             client = memory_client(module, self.base_url, _HOST, partial(self._connect, nursery))
             try:
                 yield client
             finally:
-                await getattr(client, "aclose")()  # noqa: B009  both modules' clients have it
+                with trio.CancelScope(shield=True):  # as in connect()
+                    await getattr(client, "aclose")()  # noqa: B009  both modules have it
 
     async def _connect(self, nursery: trio.Nursery) -> MemoryStream:
         await trio.lowlevel.checkpoint()
@@ -468,7 +426,7 @@ class FakeGateway:
     # Requests
 
     async def _handle(self, exchange: Exchange) -> None:
-        path = exchange.target.partition("?")[0].removeprefix("/v1")
+        path = exchange.target.partition("?")[0]
         headers = {name.lower(): value for name, value in exchange.headers}
         key = _key_of(headers)
         try:
@@ -480,7 +438,7 @@ class FakeGateway:
             path,
             {n: "[secret]" if n in _SECRET_HEADERS else v for n, v in headers.items()},
             body,
-            self._generations.get(key or ""),
+            self._keys.generation_of(key),
         )
         if self._ledger:
             self.requests.append(seen)
@@ -494,17 +452,17 @@ class FakeGateway:
             case "POST", "/auth":
                 await self._auth(call)
                 return
-            case ("POST", "/chat/completions") | ("GET", "/models"):
+            case ("POST", "/v1/chat/completions") | ("GET", "/v1/models"):
                 pass
-            case _, "/auth" | "/chat/completions" | "/models":
+            case _, "/auth" | "/v1/chat/completions" | "/v1/models":
                 await self._send_status(call, Status(405, "Method Not Allowed", "detail"))
                 return
             case _:
                 await self._send_status(call, Status(404, "Not Found"))
                 return
-        if (reason := self._rejection(key)) is not None:
+        if (reason := self._keys.rejection(key)) is not None:
             await self._send_status(call, Status(401, reason))
-        elif path == "/models":
+        elif path == "/v1/models":
             await self._send_models(call)
         elif body is None or not isinstance(body.get("messages"), list):
             await self._send_status(call, _INVALID)
@@ -519,29 +477,13 @@ class FakeGateway:
             else:
                 await self._send_whole(call, completion, tokens, endings)
 
-    def _rejection(self, key: str | None) -> str | None:
-        """Why a request is answered 401, if it is."""
-        if key is None:
-            return "Authorization header is required"
-        if not key:
-            return "API key is required"
-        if key not in self._generations:
-            return "Invalid API key"
-        if self._expired or key != self._key:
-            return "API key is inactive or expired"
-        return None
-
     async def _strike(
         self, call: _Call, token: int | None, completion: Completion | None = None
     ) -> Fault | None:
         """Let the faults of this moment strike; gives the one that ends the answer, if any."""
-        if not self._armed:
-            return None
-        exchange = call.exchange
-        for armed in self._striking(call.seen, call.number, token):
-            if armed not in self._armed:  # used up by another request while this one stalled
-                continue
-            fault = self._spend(armed, call.seen)
+        exchange, seen = call.exchange, call.seen
+        for fault in self._plan.due(seen.path, call.number, seen.generation, token):
+            seen.faults.append(fault)
             match fault:
                 case Stall(seconds):
                     await exchange.flush()
@@ -656,10 +598,11 @@ class FakeGateway:
     async def _send_whole(
         self, call: _Call, completion: Completion, tokens: list[Delta], endings: list[Delta]
     ) -> None:
-        for armed in self._striking(call.seen, call.number, 0):
-            if isinstance(armed.fault, OtherText):
-                self._spend(armed, call.seen)
-                call.mark = armed.fault.mark
+        seen = call.seen
+        other = self._plan.due_text(seen.path, call.number, seen.generation)
+        if other is not None:
+            seen.faults.append(other)
+            call.mark = other.mark
         await trio.sleep(self.token_interval * max(len(tokens) - 1, 0))
         deltas = [_marked(delta, call.mark) for delta in tokens]
         completion.completion_tokens = call.seen.tokens = len(tokens)
@@ -765,49 +708,3 @@ def _marked(delta: Delta, mark: str) -> Delta:
         text=mark + delta.text if delta.text else "",
         reasoning=mark + delta.reasoning if delta.reasoning else "",
     )
-
-
-@asynccontextmanager
-async def _flat_nursery() -> AsyncGenerator[trio.Nursery]:
-    """A nursery that ends with its block, and out of which comes one exception, not a group.
-
-    The block's own exception comes out as itself, with a note if a task failed too; else the
-    first one that a task raised.
-    """
-    from_block: BaseException | None = None
-    failures: list[BaseException] = []
-    try:
-        async with trio.open_nursery() as nursery:
-            try:
-                yield nursery
-            except BaseException as exc:
-                from_block = exc
-                raise
-            finally:
-                nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        failures = list(_failures(group, from_block))
-        if from_block is None and not failures:
-            raise
-    # Outside the handler: the exception must not get the group as its context.
-    if failures and (from_block is None or isinstance(from_block, trio.Cancelled)):
-        raise failures[0]
-    if from_block is not None:
-        for failure in failures:
-            if not isinstance(failure, Exception):  # KeyboardInterrupt
-                raise failure
-            from_block.add_note(f"The fake gateway failed too: {failure!r}")
-        raise from_block
-
-
-def _failures(
-    group: BaseExceptionGroup[BaseException], from_block: BaseException | None
-) -> Iterator[BaseException]:
-    """What the tasks of a nursery raised, groups of theirs opened."""
-    for exc in group.exceptions:
-        if exc is from_block or isinstance(exc, trio.Cancelled):
-            continue
-        if isinstance(exc, BaseExceptionGroup):
-            yield from _failures(exc, from_block)  # pyright: ignore[reportUnknownArgumentType]
-        else:
-            yield exc

@@ -64,13 +64,18 @@ class Exchange:
         self._unsent = bytearray()
         self._bytes_left: int | None = None
         self._reset = False
+        self._bodiless = False
 
     def put_head(self, status: int, headers: list[tuple[str, str]]) -> None:
         """Put the status line and the header fields into the outbound buffer."""
+        # RFC 9110 section 6.4.1: these have no body, whatever their length says.
+        self._bodiless = self.method == "HEAD" or status in (204, 304)
         self._put(h11.Response(status_code=status, headers=headers))
 
     def put_body(self, data: bytes) -> None:
         """Put a piece of the body into the outbound buffer."""
+        if self._bodiless:
+            return
         if self._bytes_left is not None:
             data = data[: self._bytes_left]
             self._bytes_left -= len(data)
@@ -135,7 +140,7 @@ async def serve(stream: trio.abc.Stream, handle: Callable[[Exchange], Awaitable[
                     return
                 connection.start_next_cycle()
         except HangUp as exc:
-            await _leave(stream, reset=exc.reset)
+            await leave(stream, reset=exc.reset)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
 
@@ -206,7 +211,8 @@ async def _answer(
     return not gone
 
 
-async def _leave(stream: trio.abc.Stream, *, reset: bool) -> None:
+async def leave(stream: trio.abc.Stream, *, reset: bool) -> None:
+    """Close a connection at once, in the middle of whatever it was at."""
     if reset and isinstance(stream, MemoryStream):
         await stream.reset()
         return

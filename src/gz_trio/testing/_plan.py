@@ -1,0 +1,94 @@
+"""When the faults of a fake gateway strike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from ._faults import IN_STREAM, EmptyStream, Fault, OtherText, Status
+
+Path: TypeAlias = Literal["/v1/chat/completions", "/v1/models", "/auth"]
+
+
+@dataclass(slots=True, eq=False)
+class _Armed:
+    fault: Fault
+    path: str
+    request: int | None
+    generation: int | None
+    token: int | None
+    left: int | None
+
+
+class FaultPlan:
+    """Faults that wait for their moment."""
+
+    def __init__(self) -> None:
+        self._armed: list[_Armed] = []
+
+    def add(
+        self,
+        fault: Fault,
+        *,
+        path: Path,
+        request: int | None,
+        generation: int | None,
+        token: int | None,
+        times: int | None,
+    ) -> None:
+        """Add a fault; `FakeGateway.fault` says what the arguments mean."""
+        if token is None and isinstance(fault, IN_STREAM):
+            token = 0
+        if token is not None and path != "/v1/chat/completions":
+            raise ValueError(
+                f"an answer of {path} is no stream of tokens: {fault} cannot be in it, and "
+                "other faults there strike in place of the head, with token=None"
+            )
+        if token is not None and isinstance(fault, Status):
+            raise ValueError("a Status comes in place of the head: leave out the token")
+        if token and isinstance(fault, EmptyStream):
+            raise ValueError("an EmptyStream ends before the first token: use EarlyDone")
+        for name, value, least in (
+            ("request", request, 1),
+            ("generation", generation, 1),
+            ("token", token, 0),
+            ("times", times, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}, but must be {least} or more, or None")
+        self._armed.append(_Armed(fault, path, request, generation, token, times))
+
+    def due(
+        self, path: str, request: int, generation: int | None, token: int | None
+    ) -> Iterator[Fault]:
+        """The faults of this moment, each used up as it is taken from the iterator."""
+        for armed in self._armed.copy() if self._armed else ():
+            if (
+                armed.path == path
+                and armed.token == token
+                and armed.request in (None, request)
+                and armed.generation in (None, generation)
+                and armed.left != 0  # another request may have used it up during a stall
+            ):
+                self._use_up(armed)
+                yield armed.fault
+
+    def due_text(self, path: str, request: int, generation: int | None) -> OtherText | None:
+        """The one fault of a stream that can be in an answer which is none."""
+        for armed in self._armed:
+            if (
+                isinstance(armed.fault, OtherText)
+                and armed.path == path
+                and armed.request in (None, request)
+                and armed.generation in (None, generation)
+            ):
+                self._use_up(armed)
+                return armed.fault
+        return None
+
+    def _use_up(self, armed: _Armed) -> None:
+        if armed.left is not None:
+            armed.left -= 1
+            if armed.left == 0:
+                self._armed.remove(armed)
