@@ -116,14 +116,15 @@ class ChatDecoder:
         - Nothing for an event without data.
         """
         data = event.data
-        if data == b"[DONE]":
-            self._done = True
-            return (DONE,)
         mend = bool(self._halves)
         try:
             chunk = _decode_chunk(data)
         except lenient_json.MSGSPEC_ERRORS:
-            if not data.strip():
+            word = data.strip()
+            if word == b"[DONE]":
+                self._done = True
+                return (DONE,)
+            if not word:
                 return ()
             try:
                 chunk = msgspec.convert(lenient_json.decode(data), _Chunk)
@@ -239,7 +240,7 @@ class ChatDecoder:
             chunk.error
             or "error" in (event.event, chunk.type, chunk.kind)
             # What a response's body would be: `{"detail": ...}`, `{"message": ...}`.
-            or (plain and (chunk.detail or chunk.message))
+            or (plain and (chunk.detail or isinstance(chunk.message, str)))
         ):
             return self._deltas(event, chunk.choices or [], chunk.usage, mend, failed=True)
         if chunk.type == "tool_call":
