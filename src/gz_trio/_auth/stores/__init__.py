@@ -1,1 +1,6 @@
-"""Where the key lives: the protocol that every key store follows, and the stores that come with it."""
+"""Key stores: where the key lives, the source of truth."""
+
+from ._interface import KeyStore
+from .memory import MemoryKeyStore
+
+__all__ = ["KeyStore", "MemoryKeyStore"]
