@@ -1,1 +1,85 @@
 """A Trio client for language-model gateways whose replies survive a key that dies in mid-reply."""
+
+from ._auth.authenticator import Authenticator, open_authenticator
+from ._auth.stores import KeyStore, MemoryKeyStore
+from ._chat.gateway import Gateway, open_gateway, open_session
+from ._chat.reply import Attempt, Reply, Timing
+from ._chat.session import Session
+from ._protocol.errors import (
+    APIConnectionError,
+    AuthenticationError,
+    BadRequestError,
+    EmptyResponseError,
+    GatewayError,
+    InternalServerError,
+    NotFoundError,
+    PaymentRequiredError,
+    PermissionDeniedError,
+    ProtocolError,
+    RateLimitError,
+    RefreshError,
+    RefreshTimeout,
+    StreamInterrupted,
+    StreamTimeout,
+)
+from ._protocol.events import (
+    Delta,
+    Finished,
+    Paused,
+    RateLimited,
+    RawEvent,
+    ReplyEvent,
+    Restarted,
+    Resumed,
+    ToolCallDelta,
+    Usage,
+)
+from ._protocol.keys import Key, Record
+from ._protocol.refresh import AuthState, AuthStatus
+from ._protocol.settings import ResumePolicy, RetryPolicy, Timeouts
+
+__all__ = [
+    "APIConnectionError",
+    "Attempt",
+    "AuthState",
+    "AuthStatus",
+    "AuthenticationError",
+    "Authenticator",
+    "BadRequestError",
+    "Delta",
+    "EmptyResponseError",
+    "Finished",
+    "Gateway",
+    "GatewayError",
+    "InternalServerError",
+    "Key",
+    "KeyStore",
+    "MemoryKeyStore",
+    "NotFoundError",
+    "Paused",
+    "PaymentRequiredError",
+    "PermissionDeniedError",
+    "ProtocolError",
+    "RateLimitError",
+    "RateLimited",
+    "RawEvent",
+    "Record",
+    "RefreshError",
+    "RefreshTimeout",
+    "Reply",
+    "ReplyEvent",
+    "Restarted",
+    "ResumePolicy",
+    "Resumed",
+    "RetryPolicy",
+    "Session",
+    "StreamInterrupted",
+    "StreamTimeout",
+    "Timeouts",
+    "Timing",
+    "ToolCallDelta",
+    "Usage",
+    "open_authenticator",
+    "open_gateway",
+    "open_session",
+]

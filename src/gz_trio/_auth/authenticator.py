@@ -274,6 +274,7 @@ class Authenticator:
 
     def _failed(self, flight: Flight, error: BaseException) -> None:
         """Whatever the callable or the store raised is the flight's result, bugs included."""
+        flight.returned = True
         with self._settling():
             self._machine.settle(flight, _refresh_error(error))
 
@@ -310,6 +311,7 @@ class Authenticator:
 
     async def _keep(self, flight: Flight, key: Key) -> None:
         """Write the new key, unless somebody was faster; then settle the flight with it."""
+        flight.returned = True
         if flight.rejected is not None and key.value == flight.rejected.value:
             with self._settling():
                 self._machine.settle(flight, AuthenticationError("Authentication failed"))
@@ -323,6 +325,7 @@ class Authenticator:
 
     async def _refuse(self, flight: Flight, error: RefreshError) -> None:
         """Refused: read the store once more, since another process may have been faster."""
+        flight.returned = True
         await self._load()
         if flight.result is not None:
             return
@@ -559,7 +562,7 @@ def _own(error: GatewayError) -> GatewayError:
 def _read(flight: Flight) -> Key:
     """The flight's result for one waiter. An `Outcome` can be unwrapped only once: it is read."""
     match flight.result:
-        case outcome.Value(value=key):
+        case outcome.Value(value=Key() as key):
             return key
         case outcome.Error(error=GatewayError() as error):
             raise _own(error)

@@ -129,13 +129,18 @@ class ChatDecoder:
             try:
                 chunk = msgspec.convert(lenient_json.decode(data), _Chunk)
             except msgspec.ValidationError:
-                return (RawEvent(event.event, data),)
+                if event.event != "error":
+                    return (RawEvent(event.event, data),)
+                return (self._unreadable(event),)
             except ValueError:
                 return (self._unreadable(event),)
             mend = True
-        if chunk.choices is None or chunk.error or event.event == "error":
-            return self._uncommon(event, chunk, mend)
-        return self._deltas(event, chunk.choices, chunk.usage, mend)
+        try:
+            if chunk.choices is None or chunk.error or event.event == "error":
+                return self._uncommon(event, chunk, mend)
+            return self._deltas(event, chunk.choices, chunk.usage, mend)
+        except RecursionError:  # Nested so deep that it can be read, but not written again.
+            return (self._unreadable(event),)
 
     def decode_completion(self, body: bytes) -> tuple[ChatItem, ...]:
         """What a whole `chat.completion` means, which servers send that ignore `stream`.
@@ -159,8 +164,12 @@ class ChatDecoder:
                 call.setdefault("index", position)
             choice["delta"] = message
         frame |= {"object": "chat.completion.chunk", "choices": choices}
+        try:
+            event = ServerSentEvent("message", json.dumps(frame).encode())
+        except RecursionError:
+            return (self._unreadable(event),)
         self._done = True
-        return self.decode(ServerSentEvent("message", json.dumps(frame).encode()))
+        return self.decode(event)
 
     def _deltas(
         self,
@@ -261,7 +270,10 @@ class ChatDecoder:
 
     def _failure(self, event: ServerSentEvent, deltas: list[Delta]) -> tuple[ChatItem, ...]:
         self._failed = True
-        frame = lenient_json.as_object(lenient_json.decode(event.data)) or {}
+        try:
+            frame = lenient_json.as_object(lenient_json.decode(event.data)) or {}
+        except ValueError:  # Nested so deep that msgspec can skip it, but not read it.
+            frame = {}
         error = error_from_frame(frame, body=event.data)
         deltas = [delta for delta in deltas if delta != Delta(choice=delta.choice, raw=delta.raw)]
         if not deltas:
@@ -409,6 +421,11 @@ class MessageBuilder:
                 self._details.append(_Detail(detail))
 
     @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self._text)
+
+    @property
     def message(self) -> dict[str, object]:
         """The message so far: `role`, `content`, and `tool_calls`, `reasoning_details` if any.
 
@@ -416,7 +433,7 @@ class MessageBuilder:
         no id has one of ours. Pieces of one reasoning detail are joined, as OpenRouter wants
         them back; all else in them is as the server sent it.
         """
-        text = "".join(self._text)
+        text = self.text
         message: dict[str, object] = {"role": "assistant", "content": text}
         if self._calls:
             message["content"] = text or None

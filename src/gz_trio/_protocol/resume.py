@@ -72,21 +72,26 @@ class Delivered:
         self._channels: dict[Channel, _Received] = {}
         self._finish_reasons: dict[int, str] = {}
         self._tool_calls: set[tuple[int, int]] = set()
-        self._repeating = False
+        self.repeating = False
+
+    @property
+    def content(self) -> bool:
+        """Whether text, reasoning or a tool call was delivered."""
+        return bool(self._channels or self._tool_calls)
+
+    @property
+    def finish_reason(self) -> str | None:
+        """The finish reason of the first choice, or of the only one that has one."""
+        return next((reason for _, reason in sorted(self._finish_reasons.items())), None)
 
     @property
     def tool_calls(self) -> bool:
         """Whether a tool call was delivered, or the beginning of one."""
         return bool(self._tool_calls)
 
-    @property
-    def anything(self) -> bool:
-        """Whether a character, a tool call or a finish reason was delivered."""
-        return bool(self._channels or self._finish_reasons or self._tool_calls)
-
     def begin_attempt(self) -> None:
         """The same request was sent again: what follows begins anew."""
-        self._repeating = self.anything
+        self.repeating = self.content or bool(self._finish_reasons)
         for channel in self._channels.values():
             channel.rewind()
 
@@ -95,7 +100,7 @@ class Delivered:
         self._channels.clear()
         self._finish_reasons.clear()
         self._tool_calls.clear()
-        self._repeating = False
+        self.repeating = False
 
     def new_part(self, delta: Delta) -> Delta | None:
         """What of `delta` the reader has not got yet; `None` where that is nothing.
@@ -112,8 +117,9 @@ class Delivered:
             if (piece := self._new_tool_call(choice, call)) is not None
         )
         finish_reason = self._new_finish_reason(delta)
-        if not self._repeating:
+        if not self.repeating:
             return delta
+        self.repeating = bool(self._finish_reasons or self._tool_calls) or self._behind()
         if choice in self._finish_reasons and finish_reason is None and (text or reasoning):
             raise Diverged
         if not (text or reasoning or tool_calls or finish_reason or delta.usage):
@@ -140,8 +146,14 @@ class Delivered:
         Raises:
             Diverged: It ended before the first one's length.
         """
-        if any(channel.behind for channel in self._channels.values()):
+        if self._behind():
             raise Diverged
+
+    def _behind(self, choice: int | None = None) -> bool:
+        """Whether this attempt has yet to repeat something, of one choice or of any."""
+        return any(
+            channel.behind for key, channel in self._channels.items() if choice in (None, key[0])
+        )
 
     def _new_text(self, channel: Channel, text: str) -> str:
         if not text:
@@ -166,11 +178,7 @@ class Delivered:
     def _new_finish_reason(self, delta: Delta) -> str | None:
         if delta.finish_reason is None:
             return None
-        if any(
-            channel.behind
-            for (choice, _, _), channel in self._channels.items()
-            if choice == delta.choice
-        ):
+        if self._behind(delta.choice):
             raise Diverged
         if delta.choice in self._finish_reasons:
             return None

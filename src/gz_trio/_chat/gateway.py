@@ -1,0 +1,348 @@
+"""A gateway: one base URL, the connections to it, the defaults of every reply, and its sessions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Literal
+
+import httpx
+import msgspec
+
+from .._auth.authenticator import Authenticator, Refresh, open_authenticator
+from .._auth.stores import KeyStore, MemoryKeyStore
+from .._background import Background
+from .._protocol.keys import Key
+from .._protocol.settings import ResumePolicy, RetryPolicy, Timeouts
+from .._transport.httpx import HttpxTransport
+from .._transport.interface import Request, Transport
+from .reply import Reply, ReplySettings
+from .session import Session
+
+KeyHeader = Literal["Authorization", "x-api-key", "api-key"]
+"""The header that carries the key: OpenAI's, Anthropic's, Azure's."""
+
+_KEY_HEADERS = frozenset({"authorization", "x-api-key", "api-key"})
+
+
+class Gateway:
+    """One gateway: sends requests with the authenticator's key. Made by `open_gateway`."""
+
+    def __init__(
+        self,
+        base_url: str,
+        authenticator: Authenticator,
+        transport: Transport,
+        *,
+        headers: Mapping[str, str] | None,
+        key_header: KeyHeader,
+        settings: ReplySettings,
+        now: Callable[[], float],
+    ) -> None:
+        self._base_url = _checked_base_url(base_url)
+        self._origin = _origin(self._base_url)
+        self._authenticator = authenticator
+        self._transport = transport
+        if key_header.lower() not in _KEY_HEADERS:
+            raise ValueError(
+                f"key_header is {key_header!r}, but must be Authorization, x-api-key or api-key"
+            )
+        self._key_header = key_header
+        self._headers = {
+            name: value
+            for name, value in (headers or {}).items()
+            if name.lower() not in _KEY_HEADERS
+        }
+        self._settings = settings
+        self._now = now
+
+    def __repr__(self) -> str:
+        return f"<Gateway {self._base_url}>"
+
+    @property
+    def authenticator(self) -> Authenticator:
+        """What holds the key; shared by all that this gateway sends."""
+        return self._authenticator
+
+    @asynccontextmanager
+    async def open_session(
+        self, model: str, *, messages: list[dict[str, object]] | None = None
+    ) -> AsyncIterator[Session]:
+        """A chat session over this gateway, with its authenticator.
+
+        Args:
+            model: The model's name, as the gateway knows it.
+            messages: The conversation so far, a system message first, say.
+
+        Raises:
+            ValueError: `model` is empty.
+
+        >>> async def main() -> None:
+        ...     fake = FakeGateway(key="sk-1")
+        ...     async with (
+        ...         fake.http_client() as client,
+        ...         open_gateway(fake.base_url, "sk-1", http_client=client) as gateway,
+        ...         gateway.open_session("fake-model") as session,
+        ...     ):
+        ...         answer = await session.ask("Tell me a story.")
+        ...         print(answer == fake.intended({"messages": session.messages[:1]}))
+        >>> trio.run(main)
+        True
+        """
+        yield Session(self, model, messages)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        body: Mapping[str, object],
+        *,
+        retry: RetryPolicy | None = None,
+        resume: ResumePolicy | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> AsyncIterator[Reply]:
+        """Send a chat-completions request and stream the reply; `stream` is set to true.
+
+        Leaving the block ends the request. Errors come out of the reply's iteration.
+
+        Args:
+            body: The request's JSON body, as OpenAI documents it. Of `stream_options` that the
+                server does not know `include_usage` is left out when it says so.
+            retry: In place of the gateway's, as
+            resume: and
+            timeouts: are.
+
+        Raises:
+            TypeError: `body` holds something that JSON cannot.
+
+        >>> async def main() -> None:
+        ...     fake = FakeGateway(key="sk-1")
+        ...     async with (
+        ...         fake.http_client() as client,
+        ...         open_gateway(fake.base_url, "sk-1", http_client=client) as gateway,
+        ...         gateway.stream({"model": "fake-model", "messages": []}) as reply,
+        ...     ):
+        ...         async for delta in reply:
+        ...             pass
+        ...         print(reply.finish_reason)
+        >>> trio.run(main)
+        stop
+        """
+        body = {**body, "stream": True}
+        contents = [msgspec.json.encode(body)]
+        if "stream_options" in body:
+            del body["stream_options"]
+            contents.append(msgspec.json.encode(body))
+        model = body.get("model")
+        reply = Reply(
+            transport=self._transport,
+            authenticator=self._authenticator,
+            origin=self._origin,
+            model=model if isinstance(model, str) else None,
+            make_request=self._request,
+            contents=contents,
+            settings=ReplySettings(
+                retry=retry or self._settings.retry,
+                resume=resume or self._settings.resume,
+                timeouts=timeouts or self._settings.timeouts,
+            ),
+            now=self._now,
+        )
+        async with Background("reply") as nursery:
+            nursery.start_soon(reply.run)
+            yield reply
+
+    def _request(self, key: Key, content: bytes) -> Request:
+        bearer = self._key_header == "Authorization"
+        return Request(
+            "POST",
+            f"{self._base_url}/chat/completions",
+            headers={
+                **self._headers,
+                "Content-Type": "application/json",
+                "Accept": "text/event-stream",
+                self._key_header: f"Bearer {key.value}" if bearer else key.value,
+            },
+            absent=_KEY_HEADERS - {self._key_header.lower()},
+            content=content,
+            connect_timeout=self._settings.timeouts.connect,
+        )
+
+
+@asynccontextmanager
+async def open_gateway(
+    base_url: str,
+    auth: Authenticator | Key | str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    key_header: KeyHeader = "Authorization",
+    retry: RetryPolicy | None = None,
+    resume: ResumePolicy | None = None,
+    timeouts: Timeouts | None = None,
+    http_client: httpx.AsyncClient | None = None,
+    now: Callable[[], float] = time.time,
+) -> AsyncIterator[Gateway]:
+    """Connections, defaults and key for one gateway.
+
+    Args:
+        base_url: With the scheme and, where the gateway has one, the `/v1`.
+        auth: What holds the key, shared with as many gateways as you like; or a plain key, which
+            nothing refreshes.
+        headers: Sent with every request. Key headers among them are left out.
+        key_header: The header that carries the key.
+        retry: How often to try again.
+        resume: What becomes of a reply that broke and came again with other words.
+        timeouts: How long a reply may be silent.
+        http_client: An `httpx.AsyncClient` (or `httpx2.AsyncClient`) of your own, for proxies,
+            private certificates and the like; it is not closed here. Its timeouts, redirects and
+            `auth` are not used.
+        now: Unix time in seconds.
+
+    Raises:
+        ValueError: `base_url` has no scheme or no host, or the key is none.
+
+    An example is at `Gateway.stream`.
+    """
+    settings = ReplySettings(
+        retry or RetryPolicy(), resume or ResumePolicy(), timeouts or Timeouts()
+    )
+
+    def make(authenticator: Authenticator, client: httpx.AsyncClient) -> Gateway:
+        return Gateway(
+            base_url,
+            authenticator,
+            HttpxTransport(client),
+            headers=headers,
+            key_header=key_header,
+            settings=settings,
+            now=now,
+        )
+
+    async with _client(http_client) as client:
+        if isinstance(auth, Authenticator):
+            yield make(auth, client)
+        else:
+            async with open_authenticator(MemoryKeyStore(auth)) as authenticator:
+                yield make(authenticator, client)
+
+
+@asynccontextmanager
+async def open_session(
+    base_url: str,
+    *,
+    model: str,
+    key: Key | str | None = None,
+    store: KeyStore | None = None,
+    refresh: Refresh | None = None,
+    authenticator: Authenticator | None = None,
+    messages: list[dict[str, object]] | None = None,
+    headers: Mapping[str, str] | None = None,
+    key_header: KeyHeader = "Authorization",
+    retry: RetryPolicy | None = None,
+    resume: ResumePolicy | None = None,
+    timeouts: Timeouts | None = None,
+    http_client: httpx.AsyncClient | None = None,
+    now: Callable[[], float] = time.time,
+) -> AsyncIterator[Session]:
+    """A chat session with its own nursery and, unless it is given one, its own refresh task.
+
+    The key comes from one of `key`, `store` and `authenticator`, or else from `refresh`, which
+    is then called for the first one too.
+
+    Args:
+        base_url: As for `open_gateway`.
+        model: The model's name, as the gateway knows it.
+        key: A key. Without `refresh` a reply ends when it is rejected.
+        store: Where the key lives.
+        refresh: Gets a new key; see `open_authenticator`.
+        authenticator: One that other sessions use too.
+        messages: The conversation so far.
+        headers: As for `open_gateway`, as are
+        key_header: this one,
+        retry: this,
+        resume: this,
+        timeouts: this,
+        http_client: this, and
+        now: this.
+
+    Raises:
+        ValueError: There is no way to a key or more than one; `base_url` or `model` is none.
+        GatewayError: The store cannot be read.
+
+    >>> async def main() -> None:
+    ...     fake = FakeGateway(key="sk-2")
+    ...     async with (
+    ...         fake.http_client() as client,
+    ...         open_session(
+    ...             fake.base_url, model="fake-model", key="sk-1", refresh=fake.refresh,
+    ...             http_client=client,
+    ...         ) as session,
+    ...     ):
+    ...         await session.ask("Tell me a story.")  # sk-1 is rejected, once
+    ...         print(fake.rejected, fake.refreshes, session.messages[-1]["role"])
+    >>> trio.run(main)
+    1 1 assistant
+    """
+    sources = [name for name, given in (("key", key), ("store", store)) if given is not None]
+    if authenticator is not None:
+        sources.append("authenticator")
+        if refresh is not None:
+            raise ValueError("give refresh to open_authenticator: this authenticator has its own")
+    if len(sources) > 1:
+        raise ValueError(f"give one of {' and '.join(sources)}: each of them brings a key")
+    if not sources and refresh is None:
+        raise ValueError("no key: give key, store, refresh or authenticator")
+    async with AsyncExitStack() as stack:
+        if authenticator is None:
+            authenticator = await stack.enter_async_context(
+                open_authenticator(store or MemoryKeyStore(key), refresh, now=now)
+            )
+        gateway = await stack.enter_async_context(
+            open_gateway(
+                base_url,
+                authenticator,
+                headers=headers,
+                key_header=key_header,
+                retry=retry,
+                resume=resume,
+                timeouts=timeouts,
+                http_client=http_client,
+                now=now,
+            )
+        )
+        async with gateway.open_session(model, messages=messages) as session:
+            yield session
+
+
+@asynccontextmanager
+async def _client(given: httpx.AsyncClient | None) -> AsyncIterator[httpx.AsyncClient]:
+    if given is not None:
+        yield given
+        return
+    # As many connections as there are streams: a limit would make a stream wait for another.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(limits=limits) as client:
+        yield client
+
+
+def _checked_base_url(base_url: str) -> str:
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"the base URL {base_url!r} is no URL: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ValueError(
+            f"the base URL {base_url!r} must begin with https:// or http:// and name a host, "
+            "like https://api.gatewayz.ai/v1"
+        )
+    if url.userinfo:
+        raise ValueError("the base URL must not hold a user name or password: give the key apart")
+    if url.query or url.fragment:
+        raise ValueError("the base URL must not hold a query or a fragment")
+    return base_url.rstrip("/")
+
+
+def _origin(base_url: str) -> str:
+    """Scheme, host and port: what a key is proven at."""
+    url = httpx.URL(base_url)
+    return str(url.copy_with(raw_path=b"/")).rstrip("/")

@@ -1,0 +1,86 @@
+"""A chat session: a conversation whose turns stream, one model, one key for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from .._auth.authenticator import Authenticator
+from .._protocol.settings import ResumePolicy
+from .reply import Reply
+
+if TYPE_CHECKING:
+    from .gateway import Gateway
+
+
+class Session:
+    """A conversation. Made by `open_session` and `Gateway.open_session`.
+
+    Attributes:
+        messages: The conversation so far, as the next request sends it. Yours to change between
+            turns. A turn is added when its reply was complete: the user's message and the answer.
+    """
+
+    def __init__(
+        self, gateway: Gateway, model: str, messages: list[dict[str, object]] | None
+    ) -> None:
+        if not model or model.isspace():
+            raise ValueError("the model's name is empty: give the name that the gateway knows")
+        self._gateway = gateway
+        self._model = model
+        self.messages: list[dict[str, object]] = list(messages or ())
+
+    def __repr__(self) -> str:
+        return f"<Session model={self._model!r}, {len(self.messages)} messages>"
+
+    @property
+    def authenticator(self) -> Authenticator:
+        """What holds the key of this session."""
+        return self._gateway.authenticator
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        message: str | Mapping[str, object],
+        *,
+        resume: ResumePolicy | None = None,
+    ) -> AsyncIterator[Reply]:
+        """Say something, and stream the answer.
+
+        Args:
+            message: The user's text, or a whole message with `role` and `content`.
+            resume: In place of the gateway's.
+        """
+        turn: dict[str, object] = (
+            {"role": "user", "content": message} if isinstance(message, str) else dict(message)
+        )
+        body = {
+            "model": self._model,
+            "messages": [*self.messages, turn],
+            "stream_options": {"include_usage": True},
+        }
+        async with self._gateway.stream(body, resume=resume) as reply:
+            yield reply
+            if reply.complete:
+                self.messages += [turn, reply.message]
+
+    async def ask(self, message: str | Mapping[str, object]) -> str:
+        """Say something, and wait for the whole answer. A checkpoint.
+
+        Only the whole counts here, so where a broken reply comes again with other words, those
+        are taken.
+
+        Args:
+            message: As in `stream`.
+
+        Returns:
+            The answer's text.
+
+        Raises:
+            GatewayError: As `Reply` does.
+        """
+        async with self.stream(message, resume=ResumePolicy(on_divergence="restart")) as reply:
+            async for _ in reply:
+                pass
+        return reply.text
