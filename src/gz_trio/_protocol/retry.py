@@ -283,9 +283,10 @@ def _describe(row: Row) -> str:
     if not row.base:
         words = "go on at once"
     else:
-        words = f"wait {row.base:g} s, doubling to {row.longest:g} s, not less than `Retry-After`"
+        words = f"wait {row.base:g} s"
+        if row.at_most != 1:
+            words += f", doubling to {row.longest:g} s"
+        words += ", not less than `Retry-After`"
         if row.at_once:
             words = f"go on at once the first time; then {words}"
-    if row.at_most is not None:
-        words += ", once" if row.at_most == 1 else f", {row.at_most} times"
-    return words
+    return f"{words}; once" if row.at_most == 1 else words
