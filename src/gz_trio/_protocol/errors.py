@@ -174,6 +174,10 @@ class RefreshTimeout(RefreshError):
     """No new key came within the time that a refresh may take (30 seconds)."""
 
 
+class KeyStoreError(GatewayError):
+    """The key store could not be read or written; what it holds was left as it is."""
+
+
 # Statuses after which the same request may succeed (408 and 409: the server gave up on it; 520 to
 # 524: Cloudflare could not reach the gateway; 529: overloaded).
 RETRYABLE_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504, *range(520, 525), 529})
@@ -397,10 +401,11 @@ def _error(
     request_id: str | None = None,
 ) -> GatewayError:
     retryable: bool | None = None  # The default of the class.
-    if hints.should_retry is not None:
-        retryable = hints.should_retry
-    elif status is not None and error_class is not PaymentRequiredError:
-        retryable = status in RETRYABLE_STATUSES and error_class is not AuthenticationError
+    if error_class not in (AuthenticationError, PaymentRequiredError):
+        if hints.should_retry is not None:
+            retryable = hints.should_retry
+        elif status is not None:
+            retryable = status in RETRYABLE_STATUSES
     return error_class(
         _message(error_class, status, sent, hints),
         status=status,
