@@ -22,33 +22,28 @@ async def flat_nursery() -> AsyncGenerator[trio.Nursery]:
             try:
                 yield nursery
             except BaseException as exc:
+                # It must not pass through the nursery, which would rebuild a group of the block's.
                 from_block = exc
-                raise
-            finally:
-                nursery.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        failures = list(_failures(group, from_block))
-        if from_block is None and not failures:
-            raise
+        failures = list(_leaves(group))
     # Outside the handler: the exception must not get the group as its context.
-    if failures and (from_block is None or isinstance(from_block, trio.Cancelled)):
-        raise failures[0]
+    for failure in failures:
+        if (
+            from_block is None
+            or isinstance(from_block, trio.Cancelled)  # because of the failure, or besides it
+            or not isinstance(failure, Exception)  # KeyboardInterrupt
+        ):
+            raise failure
+        from_block.add_note(f"The fake gateway failed too: {failure!r}")
     if from_block is not None:
-        for failure in failures:
-            if not isinstance(failure, Exception):  # KeyboardInterrupt
-                raise failure
-            from_block.add_note(f"The fake gateway failed too: {failure!r}")
         raise from_block
 
 
-def _failures(
-    group: BaseExceptionGroup[BaseException], from_block: BaseException | None
-) -> Iterator[BaseException]:
-    """What the tasks of a nursery raised, groups of theirs opened."""
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """What the tasks of a nursery raised, the groups of their own nurseries opened."""
     for exc in group.exceptions:
-        if exc is from_block or isinstance(exc, trio.Cancelled):
-            continue
         if isinstance(exc, BaseExceptionGroup):
-            yield from _failures(exc, from_block)  # pyright: ignore[reportUnknownArgumentType]
-        else:
+            yield from _leaves(exc)  # pyright: ignore[reportUnknownArgumentType]
+        elif not isinstance(exc, trio.Cancelled):
             yield exc
