@@ -12,16 +12,18 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gz_trio._auth.stores import KeyStore, MemoryKeyStore
+from gz_trio._auth.stores import FileKeyStore, KeyStore, MemoryKeyStore
 from gz_trio._auth.stores._shared import replaced
 from gz_trio._protocol.keys import Key, Record
 
 MakeStore = Callable[[], KeyStore]
 
 
-@pytest.fixture(params=["memory"])
+@pytest.fixture(params=["memory", "file"])
 def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
-    return MemoryKeyStore
+    if request.param == "memory":
+        return MemoryKeyStore
+    return lambda: FileKeyStore(tmp_path / "keys.json")
 
 
 @pytest.fixture
