@@ -15,7 +15,7 @@ from .._auth.stores import KeyStore, MemoryKeyStore
 from .._background import Background
 from .._protocol.keys import Key
 from .._protocol.settings import ResumePolicy, RetryPolicy, Timeouts
-from .._transport.httpx import HttpxTransport
+from .._transport.httpx import open_httpx_transport
 from .._transport.interface import Request, Transport
 from .reply import Reply, ReplySettings
 from .session import Session
@@ -207,23 +207,23 @@ async def open_gateway(
         retry or RetryPolicy(), resume or ResumePolicy(), timeouts or Timeouts()
     )
 
-    def make(authenticator: Authenticator, client: httpx.AsyncClient) -> Gateway:
+    def make(authenticator: Authenticator) -> Gateway:
         return Gateway(
             base_url,
             authenticator,
-            HttpxTransport(client),
+            transport,
             headers=headers,
             key_header=key_header,
             settings=settings,
             now=now,
         )
 
-    async with _client(http_client) as client:
+    async with open_httpx_transport(http_client) as transport:
         if isinstance(auth, Authenticator):
-            yield make(auth, client)
+            yield make(auth)
         else:
             async with open_authenticator(MemoryKeyStore(auth)) as authenticator:
-                yield make(authenticator, client)
+                yield make(authenticator)
 
 
 @asynccontextmanager
@@ -312,17 +312,6 @@ async def open_session(
         )
         async with gateway.open_session(model, messages=messages) as session:
             yield session
-
-
-@asynccontextmanager
-async def _client(given: httpx.AsyncClient | None) -> AsyncIterator[httpx.AsyncClient]:
-    if given is not None:
-        yield given
-        return
-    # As many connections as there are streams: a limit would make a stream wait for another.
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(limits=limits) as client:
-        yield client
 
 
 def _checked_base_url(base_url: str) -> str:

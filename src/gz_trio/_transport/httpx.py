@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from types import ModuleType
 
 import httpx
@@ -19,58 +20,95 @@ from .interface import Request
 
 CLOSE_SECONDS = 5.0
 
+REQUESTS_PER_CLIENT = 8
+"""Each request makes httpcore look at all connections of its pool, several times over."""
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """A client, and how many requests are under way in it."""
+
+    client: httpx.AsyncClient
+    active: int = 0
+
 
 class HttpxTransport:
-    """A transport over `client`, which stays its owner's: it is not closed here."""
+    """A transport over httpx clients. Made by `open_httpx_transport`.
 
-    def __init__(self, client: httpx.AsyncClient) -> None:
-        self._client = client
-        self.module = _module_of(client)
+    Args:
+        client: The one client to use; `None`: as many of our own as are needed.
+    """
+
+    def __init__(self, client: httpx.AsyncClient | None) -> None:
+        self.module = httpx if client is None else _module_of(client)
+        self._lanes = [] if client is None else [_Lane(client)]
+        self._ssl_context = httpx.create_ssl_context() if client is None else None
+
+    def _choose_lane(self) -> _Lane:
+        """Connections in one httpx client cost each request time; so no client gets many."""
+        for lane in self._lanes:
+            if self._ssl_context is None or lane.active < REQUESTS_PER_CLIENT:
+                return lane
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        lane = _Lane(httpx.AsyncClient(limits=limits, verify=self._ssl_context or True))
+        self._lanes.append(lane)
+        return lane
+
+    async def aclose(self) -> None:
+        """Close the clients of our own, in a bounded time even if cancelled."""
+        with trio.move_on_after(CLOSE_SECONDS, shield=True):
+            for lane in self._lanes:
+                await lane.client.aclose()
 
     async def send(self, request: Request) -> HttpxResponse:
         """Send `request`; see `Transport.send`. Redirects are not followed: they carry the key."""
-        with self.errors_mapped(request.url):
-            built = self._client.build_request(
-                request.method,
-                request.url,
-                headers=dict(request.headers),
-                content=request.content,
-                timeout=httpx.Timeout(None, connect=request.connect_timeout)
-                if self.module is httpx
-                else self.module.Timeout(None, connect=request.connect_timeout),
-            )
-            for name in request.absent:
-                built.headers.pop(name, None)
-            response = await self._client.send(
-                built, stream=True, follow_redirects=False, auth=None
-            )
-        return HttpxResponse(response, self)
+        lane = self._choose_lane()
+        lane.active += 1
+        try:
+            with self.errors_mapped(request.url):
+                built = lane.client.build_request(
+                    request.method,
+                    request.url,
+                    headers=dict(request.headers),
+                    content=request.content,
+                    timeout=self.module.Timeout(None, connect=request.connect_timeout),
+                )
+                for name in request.absent:
+                    built.headers.pop(name, None)
+                response = await lane.client.send(
+                    built, stream=True, follow_redirects=False, auth=None
+                )
+        except BaseException:
+            lane.active -= 1
+            raise
+        return HttpxResponse(response, self, lane)
 
     @contextmanager
     def errors_mapped(self, url: str) -> Iterator[None]:
         httpx_errors = self.module
-        origin = str(httpx.URL(url).copy_with(raw_path=b"/")).rstrip("/")
         try:
             yield
         except (httpx_errors.ConnectError, httpx_errors.ConnectTimeout) as error:
             raise APIConnectionError(
-                f"no connection to {origin}: is the gateway up, and the base URL right?"
+                f"no connection to {_origin(url)}: is the gateway up, and the base URL right?"
             ) from error
         except (httpx_errors.LocalProtocolError, httpx_errors.UnsupportedProtocol):
             # Not chained: httpx quotes the header that it cannot send, and that may be the key's.
-            raise ProtocolError(f"the request to {origin} cannot be sent by HTTP") from None
+            raise ProtocolError(f"the request to {_origin(url)} cannot be sent by HTTP") from None
         except httpx_errors.DecodingError as error:
-            raise ProtocolError(f"the answer of {origin} is badly compressed") from error
+            raise ProtocolError(f"the answer of {_origin(url)} is badly compressed") from error
         except httpx_errors.TransportError as error:
-            raise APIConnectionError(f"the connection to {origin} broke") from error
+            raise APIConnectionError(f"the connection to {_origin(url)} broke") from error
 
 
 class HttpxResponse:
     """A response of an httpx client; see `Response`."""
 
-    def __init__(self, response: httpx.Response, transport: HttpxTransport) -> None:
+    def __init__(self, response: httpx.Response, transport: HttpxTransport, lane: _Lane) -> None:
         self._response = response
         self._transport = transport
+        self._lane = lane
+        self._url = str(response.request.url)
         self._chunks: AsyncIterator[bytes] = response.aiter_bytes()
 
     @property
@@ -85,14 +123,15 @@ class HttpxResponse:
 
     async def receive(self) -> bytes:
         """The next bytes of the body; see `Response.receive`."""
-        with self._transport.errors_mapped(str(self._response.request.url)):
+        with self._transport.errors_mapped(self._url):
             async for chunk in self._chunks:
                 if chunk:
                     return chunk
         return b""
 
     async def aclose(self) -> None:
-        """Close the response, in a bounded time even if cancelled."""
+        """Close the response, in a bounded time even if cancelled. Call it once."""
+        self._lane.active -= 1
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             # Inside httpx are async generators within async generators. Left suspended, they
             # would be finalised by the garbage collector; a cancelled read unwinds them all.
@@ -103,9 +142,27 @@ class HttpxResponse:
             await self._response.aclose()
 
 
+@asynccontextmanager
+async def open_httpx_transport(
+    client: httpx.AsyncClient | None,
+) -> AsyncIterator[HttpxTransport]:
+    """A transport over `client`, which stays its owner's, or over clients of our own."""
+    transport = HttpxTransport(client)
+    try:
+        yield transport
+    finally:
+        if client is None:
+            await transport.aclose()
+
+
 def _module_of(client: httpx.AsyncClient) -> ModuleType:
     """The module, httpx or httpx2, whose `AsyncClient` this is."""
     for base in type(client).__mro__:
         if base.__name__ == "AsyncClient":
             return sys.modules[base.__module__.partition(".")[0]]
     raise TypeError(f"http_client is a {type(client).__name__}, but must be an httpx.AsyncClient")
+
+
+def _origin(url: str) -> str:
+    """Where a request went, less the path: for messages."""
+    return str(httpx.URL(url).copy_with(raw_path=b"/")).rstrip("/")
