@@ -65,6 +65,7 @@ class Flight:
     """One refresh, from the 401 that asked for it until its callable has returned.
 
     `early` is true for as long as nobody waits for it: a refresh ahead of the key's end.
+    `returned`: its callable has, or there is none; what is left of it takes no time.
     """
 
     rejected: Key | None
@@ -73,6 +74,7 @@ class Flight:
     early: bool
     result: outcome.Outcome[Key] | None = None
     produced: int | None = None
+    returned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,7 @@ class RefreshMachine:
         self._proven: dict[str, tuple[int, set[str | None]]] = {}
         self._rejected_models: dict[tuple[str, str | None], int] = {}
         self._banned_until: dict[tuple[str, str | None], float] = {}
+        self._unwinding: Flight | None = None
         self.record = Record()
         self.flight: Flight | None = None
 
@@ -329,20 +332,17 @@ class RefreshMachine:
 
     def _refresh(self, key: Key | None, now: float, *, early: bool) -> Decision:
         flight = self.flight
-        if flight is not None:
-            if flight.result is None:
-                flight.early = flight.early and early
-                return Join(flight)
-            # Settled, but its callable has not returned: a second one beside it could spend
-            # the same single-use token.
-            return Fail(RefreshTimeout("Auth refresh timeout"))
+        if flight is not None and flight.result is None:
+            flight.early = flight.early and early
+            return Join(flight)
         error = self._why_not(now)
         if error is not None:
             if not early:
                 self._error = error
             return Fail(error)
-        self.flight = flight = Flight(key, self.record.epoch, now, early)
-        return Start(flight)
+        self._unwinding = self.flight
+        self.flight = Flight(key, self.record.epoch, now, early, returned=not self._can_refresh)
+        return Start(self.flight)
 
     def _why_not(self, now: float) -> AuthenticationError | None:
         """Why no flight may start, if so."""
@@ -350,6 +350,10 @@ class RefreshMachine:
             return self._final
         if not (self._can_refresh or self._can_wait):
             return AuthenticationError("Authentication failed")
+        if self.flight is not None and (not self.flight.returned or self._unwinding is not None):
+            # Settled, but its callable runs: a second one beside it could spend the same
+            # single-use token.
+            return RefreshTimeout("Auth refresh timeout")
         since = now - EXCESSIVE_REFRESH_SECONDS
         self._unaccepted = [flight for flight in self._unaccepted if flight.started > since]
         if len(self._unaccepted) >= self._max_refreshes:
@@ -403,6 +407,8 @@ class RefreshMachine:
         """The flight's callable has returned: the next flight may start."""
         if self.flight is flight:
             self.flight = None
+        if self._unwinding is flight:
+            self._unwinding = None
 
     def close(self) -> None:
         """The end: settles the flight, and fails whoever comes later."""
