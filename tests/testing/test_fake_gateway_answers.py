@@ -142,6 +142,18 @@ async def test_usage_comes_last_and_only_where_it_was_asked_for() -> None:
     assert not any("usage" in chunk for chunk in (await ask(gateway, chat())).chunks)
 
 
+async def test_the_words_of_the_messages_are_the_tokens_of_the_prompt() -> None:
+    parts = [
+        {"type": "text", "text": "three words here"},
+        {"type": "image_url", "image_url": {"url": "data:,"}},
+    ]
+    messages = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": parts}]
+    body: JSON = {"model": "fake-model", "messages": messages}
+    answer = ChatCompletion.model_validate((await ask(FakeGateway(), body)).json)
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == 5
+
+
 async def test_an_answer_may_hold_reasoning_and_tool_calls() -> None:
     gateway = FakeGateway(answer=rich_answer)
     answer = await ask(gateway, chat())

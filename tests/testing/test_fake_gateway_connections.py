@@ -2,6 +2,8 @@
 
 import json
 import os
+import socket
+import struct
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -109,6 +111,30 @@ async def test_a_client_that_hangs_up_is_noticed_at_once(connect: Connect, stall
             while gateway.open_streams:
                 await wait_all_tasks_blocked(0.001)
     assert not gateway.requests[0].complete
+
+
+async def test_a_client_that_resets_its_connection_is_noticed_too() -> None:
+    gateway = FakeGateway(token_interval=1e6)
+    async with listening_streams(gateway, 2) as (wire, other):
+        assert isinstance(wire.stream, trio.SocketStream)
+        wire.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await wire.stream.aclose()
+        with trio.fail_after(10):
+            while gateway.open_streams == 2:
+                await wait_all_tasks_blocked(0.001)
+        gateway.rotate()
+        assert (await other.answer()).error["type"] == "auth_error"
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_request_is_let_go(
+    connect: Connect,
+) -> None:
+    gateway = FakeGateway()
+    async with connect(gateway) as wire:
+        await wire.stream.send_all(b"POST /auth HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")
+        await wire.stream.aclose()
+        await wait_all_tasks_blocked(0.01)
+    assert gateway.requests == []
 
 
 async def test_a_client_that_hangs_up_during_a_sign_in_does_not_get_the_key(

@@ -4,7 +4,7 @@ from typing import Literal, cast
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import memory_stream_pair, wait_all_tasks_blocked
 
 from gz_trio._protocol.errors import (
     APIConnectionError,
@@ -16,7 +16,7 @@ from gz_trio._protocol.errors import (
 )
 from gz_trio._protocol.keys import Key
 from gz_trio.testing import Cut, Drip, FakeGateway, Fault, Reset, Stall, Status
-from tests.testing.fake_gateway_wire import JSON, Connect, chat, in_memory
+from tests.testing.fake_gateway_wire import JSON, Connect, Wire, chat, in_memory
 
 SIGN_IN: JSON = {"user": {"id": "u1"}, "token": "identity-token", "email": "a@example.com"}
 
@@ -171,6 +171,30 @@ async def test_a_frame_that_drips_is_sent_whole_before_the_frame_of_the_dead_key
             answer = await wire.answer()
         assert answer.error["type"] == "auth_error"
         assert gateway.intended(chat()).startswith(answer.text())
+
+
+@pytest.mark.parametrize("fault", [Stall(), Drip(1e6), None])
+async def test_a_key_that_dies_while_the_stream_sends_ends_it_before_its_next_wait(
+    fault: Fault | None, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    gateway = FakeGateway(token_interval=1e6)
+    if fault is not None:
+        gateway.fault(fault, token=0)
+    ours, theirs = memory_stream_pair()
+    pump = ours.send_stream.send_all_hook
+
+    async def rotate_and_pump() -> None:
+        gateway.rotate()
+        ours.send_stream.send_all_hook = pump
+        assert pump is not None
+        await pump()
+
+    ours.send_stream.send_all_hook = rotate_and_pump
+    nursery.start_soon(gateway.serve_stream, ours)
+    async with theirs:
+        answer = await Wire(theirs).ask(chat(), "gw_test_1")
+    assert answer.error["type"] == "auth_error"
+    assert trio.current_time() == 0
 
 
 async def test_a_stream_that_is_over_is_not_hit_by_a_rotation() -> None:

@@ -89,7 +89,8 @@ class FakeGateway:
     over TCP (`listen`), over in-memory streams (`http_client`, `connect`), or over any Trio
     stream (`serve_stream`). In memory nothing waits for a socket, so Trio's `MockClock` with
     autojump makes minutes pass in no time. Nothing needs to be started: the object only keeps
-    the keys, the faults and what was seen, for all its connections.
+    the keys, the faults and what was seen, for all its connections. `tokens`, `token_interval`,
+    `on_rotation`, `auth_latency` and `models` are attributes too, which a test may change.
 
     The key goes into `Authorization: Bearer`, `x-api-key` or `api-key`.
 

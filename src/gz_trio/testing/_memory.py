@@ -31,9 +31,6 @@ class MemoryStream(trio.abc.Stream):
         self._wire = wire
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if self._wire.reset:
-            await trio.lowlevel.checkpoint()
-            raise trio.BrokenResourceError("connection reset by peer")
         await self._stream.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -70,11 +67,9 @@ class _Errors:
 
     def __init__(self, httpcore: ModuleType) -> None:
         self.connect: type[Exception] = httpcore.ConnectError
-        self.connect_timeout: type[Exception] = httpcore.ConnectTimeout
         self.read: type[Exception] = httpcore.ReadError
         self.read_timeout: type[Exception] = httpcore.ReadTimeout
         self.write: type[Exception] = httpcore.WriteError
-        self.write_timeout: type[Exception] = httpcore.WriteTimeout
 
 
 class _NetworkStream:
@@ -93,14 +88,9 @@ class _NetworkStream:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise self._errors.read(str(exc)) from exc
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        if not buffer:
-            return
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
         try:
-            with trio.fail_after(math.inf if timeout is None else timeout):
-                await self._stream.send_all(buffer)
-        except trio.TooSlowError as exc:
-            raise self._errors.write_timeout(str(exc)) from exc
+            await self._stream.send_all(buffer)  # in memory it never waits
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise self._errors.write(str(exc)) from exc
 
@@ -138,9 +128,6 @@ class _NetworkBackend:
             return _NetworkStream(await self._connect(), self._errors)
         except OSError as exc:
             raise self._errors.connect(str(exc)) from exc
-
-    async def sleep(self, seconds: float) -> None:
-        await trio.sleep(seconds)
 
 
 def memory_client(

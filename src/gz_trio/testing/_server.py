@@ -114,6 +114,8 @@ class Exchange:
         if self.running is None:
             await trio.sleep(seconds)
             return
+        if self.running.ended:  # while a send was under way
+            self.running.scope.cancel()
         self.running.waiting = True
         try:
             await trio.sleep(seconds)
