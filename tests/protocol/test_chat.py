@@ -536,6 +536,12 @@ def test_arguments_that_are_an_object_are_its_json() -> None:
     assert json.loads(delta.tool_calls[0].arguments) == {"x": 1}
 
 
+def test_arguments_may_be_null() -> None:
+    call = {"index": 0, "id": "a", "function": {"name": "f", "arguments": None}}
+    [delta] = deltas(chunk(tool_calls=[call]))
+    assert delta.tool_calls == (ToolCallDelta(0, "a", "f", ""),)
+
+
 @pytest.mark.parametrize("arguments", ['{"x": 1}', {"x": 1}])
 def test_gatewayzs_own_tool_calls_are_tool_calls(arguments: object) -> None:
     frames = [
@@ -664,6 +670,8 @@ def test_pieces_of_one_reasoning_detail_are_joined() -> None:
         {**kind, "text": "I ", "signature": None},
         {**kind, "text": "think"},
         {**kind, "text": "", "signature": "c2ln"},
+        {**kind, "text": "", "signature": None},
+        {**kind, "text": "", "signature": ""},
     ) == [{**kind, "text": "I think", "signature": "c2ln"}]
 
 
@@ -715,6 +723,9 @@ def test_building_a_message_changes_no_delta() -> None:
     [delta] = deltas(chunk(reasoning_details=[{"type": "reasoning.text", "text": "a"}]))
     builder = MessageBuilder()
     builder.feed(delta)
-    builder.feed(delta)
-    assert builder.message["reasoning_details"] == [{"type": "reasoning.text", "text": "aa"}]
+    [signature] = deltas(chunk(reasoning_details=[{"type": "reasoning.text", "signature": "s"}]))
+    builder.feed(signature)
+    assert builder.message["reasoning_details"] == [
+        {"type": "reasoning.text", "text": "a", "signature": "s"}
+    ]
     assert delta.reasoning_details == ({"type": "reasoning.text", "text": "a"},)

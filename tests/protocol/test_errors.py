@@ -259,6 +259,12 @@ def test_a_body_that_knows_better_than_the_status(
         pytest.param(
             {"type": "error", "error": {"type": "t", "message": "m"}}, None, "t", id="Anthropic"
         ),
+        pytest.param(
+            {"type": "error", "error": {"type": "error", "code": "error", "message": "m"}},
+            None,
+            None,
+            id="the word error is no type",
+        ),
         pytest.param({"error": "m m", "code": "C"}, "C", None, id="a code beside a text"),
         pytest.param({"error": "invalid_grant"}, "invalid_grant", None, id="OAuth"),
         pytest.param([{"error": {"code": 400}}], "400", None, id="in an array"),
@@ -447,6 +453,7 @@ def test_a_message_says_what_happened_and_what_to_do(error: GatewayError, messag
             2.0,
         ),
         ({"x-ratelimit-reset-tokens": "6m0s", "x-ratelimit-remaining-tokens": "10"}, None),
+        ({"x-ratelimit-limit": "100", "ratelimit-remaining": "0"}, None),
     ],
 )
 def test_when_to_try_again_is_read_from_headers(

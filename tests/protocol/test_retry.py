@@ -353,7 +353,9 @@ def test_jitter_spreads_a_wait_by_a_quarter_at_most(error: GatewayError, jitter:
     spread = decide(error, history=RetryHistory(), policy=RetryPolicy(), jitter=jitter)
     assert type(spread) is type(plain)
     if isinstance(plain, Wait) and isinstance(spread, Wait):
-        assert 0.75 * plain.seconds <= spread.seconds <= 1.25 * plain.seconds
+        asked = error.hints.retry_after or 0.0
+        assert max(asked, 0.75 * plain.seconds) <= spread.seconds
+        assert spread.seconds <= max(plain.seconds, 1.25 * asked)
 
 
 # The table itself.

@@ -220,7 +220,7 @@ TABLE = (
         "failure",
         f"no connection; {_statuses()}; an error in a stream that is none of the others; "
         "`x-should-retry: true`",
-        lambda error, _: error.retryable or error.hints.should_retry is True,
+        lambda error, _: error.retryable,
         "wait",
         base=2.0,
         longest=30.0,
