@@ -55,7 +55,8 @@ def shown_on_failure(log: Path) -> Generator[None]:
     yield
     with log.open("rb") as lines:
         lines.seek(already)
-        sys.stdout.write(f"\n{log.name}:\n{lines.read().decode(errors='replace')}")
+        last = lines.read().decode(errors="replace").splitlines()[-100:]
+        sys.stdout.write("\n".join(["", f"{log.name}, the last lines:", *last, ""]))
 
 
 @pytest.fixture(scope="session")

@@ -33,6 +33,10 @@ class Answer:
     def text(self) -> str:
         return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in self.chunks)
 
+    @property
+    def ended_by_itself(self) -> bool:
+        return bool(self.chunks[-1]["choices"][0]["finish_reason"] == "stop")
+
 
 def client(**headers: str) -> httpx.AsyncClient:
     """For as many requests at once as one likes."""
@@ -74,3 +78,21 @@ async def converse_at_once(base_url: str, chats: list[list[str]]) -> list[list[A
         for number in range(len(chats)):
             nursery.start_soon(one, number)
     return answers
+
+
+async def whole_answers(
+    http: httpx.AsyncClient, base_url: str, turns: list[str]
+) -> list[str] | None:
+    """What the model says in a chat with no limit of tokens; `None` if an answer is long or empty.
+
+    Sessions of the library set no limit, and left alone the model may go on for 1,024 tokens; a
+    reply without text is an error there.
+    """
+    messages: list[Message] = []
+    for turn in turns:
+        messages.append(user(turn))
+        answer = await ask(http, base_url, messages, max_tokens=100)
+        if not (answer.text and answer.ended_by_itself):
+            return None
+        messages.append({"role": "assistant", "content": answer.text})
+    return [message["content"] for message in messages[1::2]]
