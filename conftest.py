@@ -1,10 +1,16 @@
 """How the tests are run: hypothesis profiles, and the examples in the docs and docstrings."""
 
+import trio
 from hypothesis import HealthCheck, settings
 from sybil import Sybil
 from sybil.document import PythonDocStringDocument
 from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
 from sybil.parsers.rest import DocTestParser
+
+import gz_trio
+from gz_trio.testing import FakeGateway
+
+pytest_plugins = ["gz_trio.testing.fixtures"]
 
 # An ordinary run tries the same examples each time, so that it fails only for what was changed;
 # the other two draw by `--hypothesis-seed`. No deadline: it would measure the machine.
@@ -13,6 +19,12 @@ settings.register_profile("ordinary", ordinary)
 settings.register_profile("sample", ordinary, derandomize=False, max_examples=1_000)
 settings.register_profile("exhaustive", ordinary, derandomize=False, max_examples=50_000)
 settings.load_profile("ordinary")
+
+
+def imported(namespace: dict[str, object]) -> None:
+    """What the examples in docstrings take as imported."""
+    namespace.update(vars(gz_trio), trio=trio, FakeGateway=FakeGateway)
+
 
 pytest_collect_file = (
     Sybil(
@@ -23,6 +35,7 @@ pytest_collect_file = (
     + Sybil(
         [DocTestParser()],
         path="src",
+        setup=imported,
         pattern="*.py",
         document_types={".py": PythonDocStringDocument},
     )
