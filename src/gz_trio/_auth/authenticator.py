@@ -266,7 +266,7 @@ class Authenticator:
         except BaseExceptionGroup as group:
             passing, failed = group.split(_PASSING)
             if failed is not None:
-                self._failed(flight, failed)
+                self._failed(flight, group if passing is None else failed)
             if passing is not None:
                 raise passing from None
         except BaseException as error:

@@ -469,7 +469,9 @@ class Reply:
         if scope.cancelled_caught:
             timeouts = self._settings.timeouts
             if total_by < by:
-                raise StreamTimeout(f"the reply was not complete after {timeouts.total:g} s")
+                raise StreamTimeout(
+                    f"the reply was not complete after {timeouts.total:g} s", retryable=False
+                )
             seconds = timeouts.first_token if name == "first token" else timeouts.between_tokens
             raise StreamTimeout(f"no {name} came within {seconds:g} s", retryable=True)
 
