@@ -7,19 +7,25 @@ from typing import TypeVar, TypeVarTuple
 
 import outcome
 import trio
-from trio.lowlevel import Abort, RaiseCancelT, current_task, reschedule, wait_task_rescheduled
+from trio.lowlevel import enable_ki_protection
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
 async def shielded_after_cancel(
-    seconds: float, async_fn: Callable[[*Ts], Awaitable[T]], *args: *Ts
+    seconds: float | Callable[[], float], async_fn: Callable[[*Ts], Awaitable[T]], *args: *Ts
 ) -> T:
     """Call `async_fn`, and where it is cancelled meanwhile, let it go on for `seconds` more.
 
     Its result is returned even then; the cancellation comes at the caller's next checkpoint. A
-    caller that is cancelled already never begins. A checkpoint.
+    caller that was cancelled before has the seconds too.
+
+    Args:
+        seconds: How long it may go on; or a function that is asked when the cancellation comes:
+            0 where nothing was begun yet that would be worth it.
+        async_fn: What to call, and
+        args: its arguments.
 
     Raises:
         trio.Cancelled: `async_fn` had not finished `seconds` after the cancellation.
@@ -30,33 +36,34 @@ async def shielded_after_cancel(
     >>> async def main() -> None:
     ...     with trio.CancelScope() as scope:
     ...         scope.cancel()
-    ...         await shielded_after_cancel(10, exchange)
+    ...         print(await shielded_after_cancel(10, exchange))
+    ...         await trio.sleep(0)
     ...     print(scope.cancelled_caught)
     >>> trio.run(main)
+    a token that was paid for
     True
     """
     shield = trio.CancelScope(shield=True)
-    watcher_ended = trio.Event()
 
-    async def watch_for_cancel(*, task_status: trio.TaskStatus[trio.lowlevel.Task]) -> None:
-        def cancelled(_raise_cancel: RaiseCancelT) -> Abort:
-            shield.deadline = trio.current_time() + seconds
-            # Noticed, not delivered: the scope stays cancelled, so nothing is swallowed.
-            return Abort.FAILED
-
-        task_status.started(current_task())
-        await wait_task_rescheduled(cancelled)
-        watcher_ended.set()
+    @enable_ki_protection  # Ctrl-C is for the caller's code
+    async def watch_for_cancel() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            more = seconds if isinstance(seconds, int | float) else seconds()
+            shield.deadline = trio.current_time() + more
 
     async def call() -> T:
         with shield:
             return await async_fn(*args)
-        await trio.sleep_forever()  # the shield has ended, so the scope around it is cancelled
+        # Out of time, which it only is once the scope around the shield was cancelled.
+        return await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
-        watcher: trio.lowlevel.Task = await nursery.start(watch_for_cancel)
+        nursery.start_soon(watch_for_cancel)
         result = await outcome.acapture(call)
-        reschedule(watcher)
-        with trio.CancelScope(shield=True):  # bounded: the watcher is about to run
-            await watcher_ended.wait()
+        # So the nursery absorbs the watcher's Cancelled, which would take the result's place; the
+        # scope around it stays cancelled.
+        nursery.cancel_scope.shield = True
+        nursery.cancel_scope.cancel()
     return result.unwrap()
