@@ -120,7 +120,8 @@ class Delivered:
         if not self.repeating:
             return delta
         self.repeating = bool(self._finish_reasons or self._tool_calls) or self._behind()
-        if choice in self._finish_reasons and finish_reason is None and (text or reasoning):
+        goes_on = choice in self._finish_reasons and finish_reason is None
+        if goes_on and (text or reasoning or tool_calls):
             raise Diverged
         if not (text or reasoning or tool_calls or finish_reason or delta.usage):
             return None
