@@ -1,0 +1,1 @@
+"""The commands of `gz-trio`. They use the public API alone."""
