@@ -481,7 +481,10 @@ class FakeGateway:
     async def _strike(
         self, call: _Call, token: int | None, completion: Completion | None = None
     ) -> Fault | None:
-        """Let the faults of this moment strike; gives the one that ends the answer, if any."""
+        """Let the faults of this moment strike; gives the one that ends the answer, if any.
+
+        A checkpoint only if one of them takes time.
+        """
         exchange, seen = call.exchange, call.seen
         for fault in self._plan.due(seen.path, call.number, seen.generation, token):
             seen.faults.append(fault)

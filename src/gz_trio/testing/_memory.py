@@ -79,7 +79,11 @@ class _NetworkStream:
         self._stream = stream
         self._errors = errors
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+    async def read(
+        self,
+        max_bytes: int,
+        timeout: float | None = None,  # httpcore's interface
+    ) -> bytes:
         try:
             with trio.fail_after(math.inf if timeout is None else timeout):
                 return bytes(await self._stream.receive_some(max_bytes))
@@ -88,7 +92,11 @@ class _NetworkStream:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise self._errors.read(str(exc)) from exc
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
+    async def write(
+        self,
+        buffer: bytes,
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> None:
         try:
             await self._stream.send_all(buffer)  # in memory it never waits
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:

@@ -21,19 +21,19 @@ async def flat_nursery() -> AsyncGenerator[trio.Nursery]:
         async with trio.open_nursery() as nursery:
             try:
                 yield nursery
+            except trio.Cancelled:
+                raise
             except BaseException as exc:
                 # It must not pass through the nursery, which would rebuild a group of the block's.
                 from_block = exc
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         failures = list(_leaves(group))
+        if not failures and from_block is None:
+            raise  # nothing but Cancelled
     # Outside the handler: the exception must not get the group as its context.
     for failure in failures:
-        if (
-            from_block is None
-            or isinstance(from_block, trio.Cancelled)  # because of the failure, or besides it
-            or not isinstance(failure, Exception)  # KeyboardInterrupt
-        ):
+        if from_block is None or not isinstance(failure, Exception):  # KeyboardInterrupt
             raise failure
         from_block.add_note(f"The fake gateway failed too: {failure!r}")
     if from_block is not None:

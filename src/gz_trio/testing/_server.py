@@ -93,7 +93,7 @@ class Exchange:
         self._reset = reset
 
     async def flush(self) -> None:
-        """Send the outbound buffer.
+        """Send the outbound buffer; a checkpoint if there is anything in it.
 
         Raises:
             HangUp: The answer was to be left here.
@@ -136,9 +136,8 @@ async def serve(stream: trio.abc.Stream, handle: Callable[[Exchange], Awaitable[
     async with stream:
         try:
             while (exchange := await _next_exchange(stream, connection)) is not None:
-                if not await _answer(stream, connection, exchange, handle):
-                    return
-                if connection.our_state is not h11.DONE:
+                await _answer(stream, connection, exchange, handle)
+                if connection.our_state is not h11.DONE:  # the last answer, or half of one
                     return
                 connection.start_next_cycle()
         except HangUp as exc:
@@ -185,20 +184,17 @@ async def _answer(
     connection: h11.Connection,
     exchange: Exchange,
     handle: Callable[[Exchange], Awaitable[None]],
-) -> bool:
-    """Answer one request; `False` if the client went away meanwhile."""
+) -> None:
+    """Answer one request, or stop in the middle of it if the client goes away."""
     failure: Exception | None = None
-    gone = False
 
     async def watch_for_hang_up() -> None:
         # Without it, an answer that stalls would not notice that nobody waits for it.
-        nonlocal gone
         try:
             while data := await stream.receive_some(_RECEIVE_BYTES):
                 connection.receive_data(bytes(data))  # the next request, sent ahead
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
-        gone = True
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
@@ -210,7 +206,6 @@ async def _answer(
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
-    return not gone
 
 
 async def leave(stream: trio.abc.Stream, *, reset: bool) -> None:

@@ -12,21 +12,12 @@ with a fixture of its own; the others follow it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
-from typing import TypeVar, cast
+from collections.abc import AsyncGenerator
 
 import httpx
 import pytest
-import pytest_trio  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
 
 from ._gateway import FakeGateway
-
-_FunctionT = TypeVar("_FunctionT", bound=Callable[..., object])
-
-
-def _trio_fixture(function: _FunctionT) -> _FunctionT:
-    """pytest-trio's own decorator, which works without its `trio_mode` too, but has no types."""
-    return cast(_FunctionT, getattr(pytest_trio, "trio_fixture")(function))  # noqa: B009, TC006
 
 
 @pytest.fixture
@@ -35,14 +26,14 @@ def fake_gateway() -> FakeGateway:
     return FakeGateway()
 
 
-@_trio_fixture
+@pytest.fixture
 async def fake_gateway_client(fake_gateway: FakeGateway) -> AsyncGenerator[httpx.AsyncClient]:
     """An `httpx.AsyncClient` over in-memory streams to `fake_gateway`; goes with a mock clock."""
     async with fake_gateway.http_client() as client:
         yield client
 
 
-@_trio_fixture
+@pytest.fixture
 async def fake_gateway_url(fake_gateway: FakeGateway) -> AsyncGenerator[str]:
     """The base URL of `fake_gateway` on a loopback TCP port, for clients that need a socket."""
     async with fake_gateway.listen() as base_url:
