@@ -1,0 +1,252 @@
+"""1,000 streams and a rotation: what a dead key costs, and what recovery costs while none dies.
+
+The peer is httpx on Trio, which decodes the same events and has no recovery; it cannot take part
+in the rotation, where each of its streams would be lost.
+
+CPU per token is a slope: the process's CPU clock at two instants with every stream open, so that
+imports and connects are left out. Client and server each have a core where there are two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import httpx
+import msgspec
+import trio
+
+import gz_trio
+from gz_trio._protocol.sse import EventStreamDecoder
+from gz_trio.testing import FakeGateway
+
+CLIENT_CORE, SERVER_CORE = 0, 1
+OPEN_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Load:
+    """How many streams, and how they run: tokens each, seconds between tokens."""
+
+    streams: int
+    tokens: int
+    token_interval: float
+    slope_seconds: float
+
+
+@dataclass
+class Counts:
+    """What the streams of one row did so far."""
+
+    tokens: int = 0
+    open: int = 0
+    all_open: trio.Event = field(default_factory=trio.Event)
+    errors: list[str] = field(default_factory=list)
+
+    def opened(self, load: Load) -> None:
+        """One more stream has its first token."""
+        self.open += 1
+        if self.open == load.streams:
+            self.all_open.set()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result."""
+
+    name: str
+    figures: dict[str, float]
+    broken: tuple[str, ...] = ()
+
+
+class Server:
+    """The server process, told what to do by lines."""
+
+    def __init__(self, process: trio.Process, base_url: str) -> None:
+        self._process = process
+        self.base_url = base_url
+
+    async def tell(self, command: str) -> str:
+        """Send one command; the line that answers it."""
+        assert self._process.stdin is not None
+        await self._process.stdin.send_all(f"{command}\n".encode())
+        return await _line(self._process)
+
+
+@asynccontextmanager
+async def serve(load: Load) -> AsyncIterator[Server]:
+    """Start the server process; stop it at the end."""
+    async with trio.open_nursery() as nursery:
+        command = [
+            *(sys.executable, "-m", "benchmarks.server"),
+            *("--tokens", str(load.tokens)),
+            *("--token-interval", str(load.token_interval)),
+        ]
+        run = partial(trio.run_process, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process: trio.Process = await nursery.start(run)
+        pin(process.pid, SERVER_CORE)
+        yield Server(process, await _line(process))
+        assert process.stdin is not None
+        await process.stdin.aclose()
+
+
+async def _line(process: trio.Process) -> str:
+    assert process.stdout is not None
+    line = b""
+    while not line.endswith(b"\n"):
+        data = await process.stdout.receive_some()
+        if not data:
+            raise RuntimeError("the benchmark's server has died")
+        line += data
+    return line.decode().strip()
+
+
+def pin(pid: int, core: int) -> None:
+    """Keep a process to one core, where there are several and the system can."""
+    if hasattr(os, "sched_setaffinity") and core < (os.cpu_count() or 1):
+        os.sched_setaffinity(pid, {core})
+
+
+def body(number: int) -> dict[str, object]:
+    """The request of one stream."""
+    return {
+        "model": "fake-model",
+        "messages": [{"role": "user", "content": f"Question {number}"}],
+        "stream": True,
+    }
+
+
+async def cpu_per_token(load: Load, counts: Counts) -> float:
+    """Microseconds of CPU a token, with every stream open."""
+    with trio.fail_after(OPEN_SECONDS):
+        await counts.all_open.wait()
+    cpu, tokens = time.process_time(), counts.tokens
+    await trio.sleep(load.slope_seconds)
+    return (time.process_time() - cpu) / (counts.tokens - tokens) * 1e6
+
+
+async def httpx_steady(load: Load) -> Row:
+    """The peer: every event decoded, no recovery, nothing fails."""
+    counts = Counts()
+    # Pools of a few: in one pool each request would cost a look at all connections.
+    limits = httpx.Limits(max_connections=None)
+    ssl_context = httpx.create_ssl_context()
+
+    async def stream(client: httpx.AsyncClient, url: str, number: int) -> None:
+        headers = {"Authorization": "Bearer sk-1"}
+        async with client.stream(
+            "POST", f"{url}/chat/completions", json=body(number), headers=headers, timeout=60
+        ) as response:
+            response.raise_for_status()
+            counts.opened(load)
+            decoder = EventStreamDecoder()
+            async for data in response.aiter_bytes():
+                for event in decoder.feed(data):
+                    if event.data != b"[DONE]":
+                        msgspec.json.decode(event.data)
+                        counts.tokens += 1
+
+    async with serve(load) as server, trio.open_nursery() as nursery:
+        clients = [
+            httpx.AsyncClient(limits=limits, verify=ssl_context)
+            for _ in range(-(-load.streams // 8))
+        ]
+        for number in range(load.streams):
+            nursery.start_soon(stream, clients[number // 8], server.base_url, number)
+        figure = await cpu_per_token(load, counts)
+        nursery.cancel_scope.cancel()
+    return Row("httpx on Trio, no recovery", {"cpu_us_per_token": figure})
+
+
+async def gz_trio_steady(load: Load) -> Row:
+    """gz_trio: the same streams, with recovery, while nothing fails."""
+    counts = Counts()
+
+    async def stream(gateway: gz_trio.Gateway, number: int) -> None:
+        async with gateway.stream(body(number)) as reply:
+            await anext(reply)
+            counts.opened(load)
+            async for _ in reply:
+                counts.tokens += 1
+
+    async with (
+        serve(load) as server,
+        gz_trio.open_gateway(server.base_url, "sk-1") as gateway,
+        trio.open_nursery() as nursery,
+    ):
+        for number in range(load.streams):
+            nursery.start_soon(stream, gateway, number)
+        figure = await cpu_per_token(load, counts)
+        nursery.cancel_scope.cancel()
+    return Row("gz_trio, with recovery", {"cpu_us_per_token": figure})
+
+
+async def gz_trio_rotation(load: Load) -> Row:
+    """gz_trio: the key dies while every stream runs; all of them go on to their end."""
+    counts = Counts()
+    pauses: list[float] = []
+    intended = FakeGateway(tokens=load.tokens).intended
+    calls = 0
+
+    async def refresh(_rejected: gz_trio.Key | None) -> str:
+        nonlocal calls
+        calls += 1
+        return "sk-2"
+
+    async def stream(gateway: gz_trio.Gateway, number: int) -> None:
+        text = ""
+        try:
+            async with gateway.stream(body(number)) as reply:
+                async for delta in reply:
+                    if not text and delta.text:
+                        counts.opened(load)
+                    text += delta.text
+                pauses.append(reply.timing.paused)
+        except gz_trio.GatewayError as error:
+            counts.errors.append(f"stream {number}: {error}")
+        if text != intended(body(number)):
+            counts.errors.append(f"stream {number} has another text than was meant")
+
+    async with (
+        serve(load) as server,
+        gz_trio.open_authenticator(gz_trio.MemoryKeyStore("sk-1"), refresh) as authenticator,
+        gz_trio.open_gateway(server.base_url, authenticator) as gateway,
+    ):
+        async with trio.open_nursery() as nursery:
+            for number in range(load.streams):
+                nursery.start_soon(stream, gateway, number)
+            with trio.fail_after(OPEN_SECONDS):
+                await counts.all_open.wait()
+            cpu = time.process_time()
+            await server.tell("rotate")
+        cpu = time.process_time() - cpu
+        rejected = json.loads(await server.tell("counts"))["rejected"]
+    if calls != 1:
+        counts.errors.append(f"{calls} refreshes for one rotation")
+    pauses.sort()
+    return Row(
+        "gz_trio, the key dies",
+        {
+            "streams": load.streams,
+            "rejected": rejected,
+            "refreshes": calls,
+            "paused_ms_p50": pauses[len(pauses) // 2] * 1e3 if pauses else 0.0,
+            "paused_ms_max": pauses[-1] * 1e3 if pauses else 0.0,
+            "cpu_ms_per_stream_to_its_end": cpu / load.streams * 1e3,
+        },
+        tuple(counts.errors),
+    )
+
+
+SCENARIOS: tuple[Callable[[Load], Awaitable[Row]], ...] = (
+    httpx_steady,
+    gz_trio_steady,
+    gz_trio_rotation,
+)
