@@ -389,6 +389,7 @@ DAMAGED: dict[str, tuple[str | bytes, str]] = {
         "damaged",
     ),
     "a newer format": ('{"format": 2, "profiles": ["sk-secret"]}', "newer gz-trio"),
+    "nested deep": ('{"format": ' + "[" * 100_000, "damaged"),
     "empty": ("", "is empty"),
     "blank": (" \n\n", "is empty"),
     "two lines": ("sk-secret\nsk-other\n", "neither a key"),

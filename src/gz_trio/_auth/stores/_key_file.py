@@ -15,6 +15,7 @@ from typing import Annotated
 
 import msgspec
 
+from ..._protocol import lenient_json
 from ..._protocol.errors import KeyStoreError
 from ..._protocol.keys import Key, Record
 
@@ -97,7 +98,7 @@ def parse(path: Path, profile: str, data: bytes, *, open_to_others: bool = False
     profiles: dict[str, msgspec.Raw] = {}
     record: Record | None = None
     newer = False
-    with suppress(msgspec.DecodeError, ValueError):
+    with suppress(*lenient_json.MSGSPEC_ERRORS, ValueError):
         newer = msgspec.json.decode(text, type=_Head).format > FORMAT
         if not newer:
             profiles = _profiles(text)
