@@ -56,6 +56,7 @@ BUFFER_BYTES = 256 * 1024
 CHECKPOINT_EVERY = 64
 GOODBYE_SECONDS = 1.0
 AUTHENTICATION_FAILED = "Authentication failed after refresh attempt. Please log in again."
+ERROR_BODY_SECONDS = 10.0
 MAX_ERROR_BODY = 1024 * 1024
 MAX_COMPLETION_BODY = 64 * 1024 * 1024
 
@@ -336,7 +337,8 @@ class Reply:
                     if self._total_left is not None:
                         self._total_left -= attempt.ended - attempt.started
                 return
-            except _AskForLess:
+            except _AskForLess as less:
+                attempt.error = less.error
                 del self._contents[0]
                 continue
             except _ErrorFrame as frame:
@@ -400,14 +402,12 @@ class Reply:
             with self._time_limit("first token", first_token_by, total_by):
                 response = await self._transport.send(request)
             if not 200 <= response.status < 300:
-                with self._time_limit("first token", first_token_by, total_by):
-                    body = await _read_body(response, MAX_ERROR_BODY)
-                raise self._response_error(response, body)
+                raise self._response_error(response, await _read_error_body(response))
             content_type = response.headers.get("content-type", "text/event-stream")
             kind = content_type.partition(";")[0].strip().lower()
             if kind == "application/json":
                 with self._time_limit("first token", first_token_by, total_by):
-                    body = await _read_body(response, MAX_COMPLETION_BODY)
+                    body = await _read_completion(response)
                 decoder = ChatDecoder()
                 self._take(decoder.decode_completion(body), key, attempt, len(body))
                 self._finish(decoder)
@@ -458,7 +458,7 @@ class Reply:
         if done:
             # The reader has its end. What remains is the end of the body, which comes with the
             # last event or not at all, and lets the connection be used again.
-            with trio.move_on_after(GOODBYE_SECONDS):
+            with suppress(GatewayError), trio.move_on_after(GOODBYE_SECONDS):
                 while await response.receive():
                     pass
 
@@ -482,7 +482,7 @@ class Reply:
             and len(self._contents) > 1
             and b"stream_options" in body
         ):
-            return _AskForLess()
+            return _AskForLess(error)
         if isinstance(error, NotFoundError):
             return error.another(
                 f"the gateway at {self._origin} has no model {self._model!r}, or the base URL "
@@ -502,7 +502,8 @@ class Reply:
                 self._recovery.accepted()
                 self._authenticator.accepted(key, origin=self._origin, model=self._model)
             if isinstance(item, RawEvent):
-                self._give(item, size)
+                if self._delivered.is_new(item):
+                    self._give(item, size)
                 continue
             attempt.deltas += 1
             if item.reasoning_details:
@@ -598,11 +599,24 @@ class _ErrorFrame(Exception):
 class _AskForLess(Exception):
     """The server does not know `stream_options`, an addition of ours."""
 
+    def __init__(self, error: GatewayError) -> None:
+        self.error = error
 
-async def _read_body(response: Response, limit: int) -> bytes:
-    """The body as far as it comes, at most about `limit` bytes of it."""
+
+async def _read_error_body(response: Response) -> bytes:
+    """The body as far as it comes: the status counts, whatever becomes of the rest."""
     body = bytearray()
-    with suppress(APIConnectionError):
-        while len(body) < limit and (data := await response.receive()):
+    with suppress(GatewayError), trio.move_on_after(ERROR_BODY_SECONDS):
+        while len(body) < MAX_ERROR_BODY and (data := await response.receive()):
             body += data
+    return bytes(body)
+
+
+async def _read_completion(response: Response) -> bytes:
+    """The whole body of a server that ignores `stream`."""
+    body = bytearray()
+    while data := await response.receive():
+        body += data
+        if len(body) > MAX_COMPLETION_BODY:
+            raise ProtocolError(f"the answer is longer than {MAX_COMPLETION_BODY >> 20} MiB")
     return bytes(body)

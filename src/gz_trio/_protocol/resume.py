@@ -9,9 +9,11 @@ has diverged.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 
-from .events import Delta, ToolCallDelta
+from .events import Delta, RawEvent, ToolCallDelta
 
 Channel = tuple[int, str, int]
 """A stream of characters within a reply: choice, what it holds, index of the tool call."""
@@ -72,6 +74,8 @@ class Delivered:
         self._channels: dict[Channel, _Received] = {}
         self._finish_reasons: dict[int, str] = {}
         self._tool_calls: set[tuple[int, int]] = set()
+        self._raw_events: Counter[RawEvent] = Counter()
+        self._raw_events_repeated: Counter[RawEvent] = Counter()
         self.repeating = False
 
     @property
@@ -91,7 +95,11 @@ class Delivered:
 
     def begin_attempt(self) -> None:
         """The same request was sent again: what follows begins anew."""
-        self.repeating = self.content or bool(self._finish_reasons)
+        if not self.content:
+            # An end without anything before it: an empty reply, which is asked for anew.
+            self._finish_reasons.clear()
+        self.repeating = self.content
+        self._raw_events_repeated.clear()
         for channel in self._channels.values():
             channel.rewind()
 
@@ -100,7 +108,17 @@ class Delivered:
         self._channels.clear()
         self._finish_reasons.clear()
         self._tool_calls.clear()
+        self._raw_events.clear()
+        self._raw_events_repeated.clear()
         self.repeating = False
+
+    def is_new(self, event: RawEvent) -> bool:
+        """Whether the reader has not got this event yet; an answer may hold it several times."""
+        self._raw_events_repeated[event] += 1
+        if self._raw_events_repeated[event] <= self._raw_events[event]:
+            return False
+        self._raw_events[event] += 1
+        return True
 
     def new_part(self, delta: Delta) -> Delta | None:
         """What of `delta` the reader has not got yet; `None` where that is nothing.
