@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Literal
 
 import httpx
@@ -24,6 +25,7 @@ KeyHeader = Literal["Authorization", "x-api-key", "api-key"]
 """The header that carries the key: OpenAI's, Anthropic's, Azure's."""
 
 _KEY_HEADERS = frozenset({"authorization", "x-api-key", "api-key"})
+_OUR_HEADERS = _KEY_HEADERS | {"content-type", "accept"}
 
 
 class Gateway:
@@ -52,7 +54,7 @@ class Gateway:
         self._headers = {
             name: value
             for name, value in (headers or {}).items()
-            if name.lower() not in _KEY_HEADERS
+            if name.lower() not in _OUR_HEADERS
         }
         self._settings = settings
         self._now = now
@@ -134,26 +136,27 @@ class Gateway:
             del body["stream_options"]
             contents.append(msgspec.json.encode(body))
         model = body.get("model")
+        settings = ReplySettings(
+            retry=retry or self._settings.retry,
+            resume=resume or self._settings.resume,
+            timeouts=timeouts or self._settings.timeouts,
+        )
         reply = Reply(
             transport=self._transport,
             authenticator=self._authenticator,
             origin=self._origin,
             model=model if isinstance(model, str) else None,
-            make_request=self._request,
+            make_request=partial(self._request, settings.timeouts.connect),
             contents=contents,
-            settings=ReplySettings(
-                retry=retry or self._settings.retry,
-                resume=resume or self._settings.resume,
-                timeouts=timeouts or self._settings.timeouts,
-            ),
+            settings=settings,
             now=self._now,
         )
         async with Background("reply") as nursery:
             nursery.start_soon(reply.run)
             yield reply
 
-    def _request(self, key: Key, content: bytes) -> Request:
-        bearer = self._key_header == "Authorization"
+    def _request(self, connect_timeout: float | None, key: Key, content: bytes) -> Request:
+        bearer = self._key_header.lower() == "authorization"
         return Request(
             "POST",
             f"{self._base_url}/chat/completions",
@@ -165,7 +168,7 @@ class Gateway:
             },
             absent=_KEY_HEADERS - {self._key_header.lower()},
             content=content,
-            connect_timeout=self._settings.timeouts.connect,
+            connect_timeout=connect_timeout,
         )
 
 
@@ -188,7 +191,8 @@ async def open_gateway(
         base_url: With the scheme and, where the gateway has one, the `/v1`.
         auth: What holds the key, shared with as many gateways as you like; or a plain key, which
             nothing refreshes.
-        headers: Sent with every request. Key headers among them are left out.
+        headers: Sent with every request. Key headers among them are left out, as are
+            `Content-Type` and `Accept`.
         key_header: The header that carries the key.
         retry: How often to try again.
         resume: What becomes of a reply that broke and came again with other words.
@@ -295,7 +299,9 @@ async def open_session(
     async with AsyncExitStack() as stack:
         if authenticator is None:
             authenticator = await stack.enter_async_context(
-                open_authenticator(store or MemoryKeyStore(key), refresh, now=now)
+                open_authenticator(
+                    MemoryKeyStore(key) if store is None else store, refresh, now=now
+                )
             )
         gateway = await stack.enter_async_context(
             open_gateway(
@@ -318,17 +324,22 @@ def _checked_base_url(base_url: str) -> str:
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
-        raise ValueError(f"the base URL {base_url!r} is no URL: {error}") from None
+        raise ValueError(f"the base URL {_shown(base_url)!r} is no URL: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError(
-            f"the base URL {base_url!r} must begin with https:// or http:// and name a host, "
-            "like https://api.gatewayz.ai/v1"
+            f"the base URL {_shown(base_url)!r} must begin with https:// or http:// and name a "
+            "host, like https://api.gatewayz.ai/v1"
         )
     if url.userinfo:
         raise ValueError("the base URL must not hold a user name or password: give the key apart")
     if url.query or url.fragment:
         raise ValueError("the base URL must not hold a query or a fragment")
     return base_url.rstrip("/")
+
+
+def _shown(base_url: str) -> str:
+    """As much of a wrong base URL as cannot be a key."""
+    return base_url.partition("?")[0].partition("#")[0].rpartition("@")[2]
 
 
 def _origin(base_url: str) -> str:

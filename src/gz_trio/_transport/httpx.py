@@ -95,6 +95,11 @@ class HttpxTransport:
         except (httpx_errors.LocalProtocolError, httpx_errors.UnsupportedProtocol):
             # Not chained: httpx quotes the header that it cannot send, and that may be the key's.
             raise ProtocolError(f"the request to {_origin(url)} cannot be sent by HTTP") from None
+        except httpx_errors.RemoteProtocolError:
+            # Not chained either: it quotes what came, and servers echo keys.
+            raise APIConnectionError(
+                f"the connection to {_origin(url)} broke: what came is no HTTP, or not all of it"
+            ) from None
         except httpx_errors.DecodingError as error:
             raise ProtocolError(f"the answer of {_origin(url)} is badly compressed") from error
         except httpx_errors.TransportError as error:
@@ -135,7 +140,7 @@ class HttpxResponse:
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             # Inside httpx are async generators within async generators. Left suspended, they
             # would be finalised by the garbage collector; a cancelled read unwinds them all.
-            with suppress(self._transport.module.TransportError), trio.CancelScope() as unwinding:
+            with suppress(self._transport.module.RequestError), trio.CancelScope() as unwinding:
                 unwinding.cancel()
                 async for _ in self._chunks:
                     pass
