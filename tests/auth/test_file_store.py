@@ -199,11 +199,17 @@ def spellings(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str | Path]:
     return [path, "keys.json", "./folder/../keys.json"]
 
 
-async def test_of_many_writers_through_many_stores_one_wins(spellings: list[str | Path]) -> None:
+@pytest.mark.parametrize("bare", [False, True])
+async def test_of_many_writers_through_many_stores_one_wins(
+    path: Path, spellings: list[str | Path], bare: bool
+) -> None:
+    if bare:
+        put_file(path, "sk-abc\n")
+    version = 1 if bare else 0
     won: list[str] = []
 
     async def write(store: FileKeyStore, value: str) -> None:
-        if await store.replace(0, new(value)):
+        if await store.replace(version, new(value)):
             won.append(value)
 
     async with trio.open_nursery() as nursery:
@@ -211,7 +217,7 @@ async def test_of_many_writers_through_many_stores_one_wins(spellings: list[str 
             nursery.start_soon(write, FileKeyStore(spellings[number % 3]), f"sk-{number}")
     assert len(won) == 1
     for spelling in spellings:
-        assert await FileKeyStore(spelling).load() == held(1, won[0])
+        assert await FileKeyStore(spelling).load() == held(version + 1, won[0])
 
 
 async def test_a_write_through_one_store_is_told_to_the_others(spellings: list[str | Path]) -> None:

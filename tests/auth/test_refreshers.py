@@ -210,6 +210,21 @@ print("sk-told" if any("sk-rejected" in text for text in told) else "sk-new")
     assert await python(code)(REJECTED) == Key("sk-new")
 
 
+async def test_its_standard_input_is_empty_whatever_this_process_is_given() -> None:
+    ours = os.dup(0)
+    reader, writer = os.pipe()
+    os.write(writer, b"what the user types")
+    os.close(writer)
+    os.dup2(reader, 0)
+    try:
+        key = await python("import sys; print('sk-' + (sys.stdin.read() or 'new'))")(None)
+    finally:
+        os.dup2(ours, 0)
+        os.close(ours)
+        os.close(reader)
+    assert key == Key("sk-new")
+
+
 async def test_what_it_writes_to_standard_error_is_for_the_user(
     capfd: pytest.CaptureFixture[str],
 ) -> None:

@@ -82,6 +82,39 @@ async def test_what_was_not_begun_is_cancelled_at_once(
     assert trio.current_time() == ends_at
 
 
+async def test_what_is_begun_in_the_tick_of_the_cancellation_was_begun_too_late(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    begun = False
+    scope = trio.CancelScope()
+
+    async def exchange() -> None:
+        nonlocal begun
+        await trio.sleep(1)
+        scope.cancel()
+        begun = True
+        await trio.sleep_forever()
+
+    with scope:
+        await shielded_after_cancel(lambda: 10 if begun else 0, exchange)
+    assert trio.current_time() == 1
+
+
+async def test_a_caller_that_was_cancelled_before_has_nothing_begun_yet() -> None:
+    begun = False
+
+    async def exchange() -> None:
+        nonlocal begun
+        await trio.lowlevel.checkpoint()
+        begun = True
+
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await shielded_after_cancel(lambda: 10 if begun else 0, exchange)
+    assert scope.cancelled_caught
+    assert not begun
+
+
 async def test_a_caller_that_was_cancelled_before_has_the_seconds_too(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TypeVar, TypeVarTuple
 
 import outcome
 import trio
-from trio.lowlevel import enable_ki_protection
+from trio.lowlevel import Abort, RaiseCancelT, enable_ki_protection, wait_task_rescheduled
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -46,12 +46,15 @@ async def shielded_after_cancel(
     shield = trio.CancelScope(shield=True)
 
     @enable_ki_protection  # Ctrl-C is for the caller's code
-    async def watch_for_cancel() -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
+    async def watch_for_cancel(*, task_status: trio.TaskStatus[None]) -> None:
+        def cancelled(_: RaiseCancelT) -> Abort:
+            # Asked at the cancellation itself: a tick later, something may have been begun.
             more = seconds if isinstance(seconds, int | float) else seconds()
             shield.deadline = trio.current_time() + more
+            return Abort.SUCCEEDED
+
+        task_status.started()
+        await wait_task_rescheduled(cancelled)
 
     async def call() -> T:
         with shield:
@@ -60,7 +63,8 @@ async def shielded_after_cancel(
         return await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch_for_cancel)
+        with trio.CancelScope(shield=True):  # bounded: it starts within a tick
+            await nursery.start(watch_for_cancel)
         result = await outcome.acapture(call)
         # So the nursery absorbs the watcher's Cancelled, which would take the result's place; the
         # scope around it stays cancelled.
