@@ -532,16 +532,18 @@ def in_child(function: Callable[[], str]) -> str:
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
+        answer = "the child has ended early"
         try:
             if os.geteuid() == 0:
                 os.setgroups([])
                 os.setgid(NOBODY)
                 os.setuid(NOBODY)
             answer = function()
-        except BaseException:
+        except Exception:
             answer = traceback.format_exc()
-        os.write(writer, answer.encode())
-        os._exit(0)
+        finally:
+            os.write(writer, answer.encode())
+            os._exit(0)
     os.close(writer)
     with open(reader, encoding="utf-8") as file:
         answer = file.read()

@@ -117,7 +117,8 @@ class CommandRefresh:
                 )
             status = await process.wait()
         except BaseException:
-            await _end(process)
+            with trio.move_on_after(2 * _TERMINATE_SECONDS, shield=True):
+                await _end(process)
             raise
         if status != 0:
             how = f"exit status {status}" if status > 0 else f"signal {_signal_name(-status)}"
@@ -180,12 +181,12 @@ async def _read_output(process: trio.Process) -> bytes:
 
 
 async def _end(process: trio.Process) -> None:
-    """Leaves no process and no zombie, in a bounded time even if cancelled."""
+    """Leaves no process and no zombie."""
     for end in (process.terminate, process.kill):
         # A program that has taken another user's rights cannot be signalled.
         with suppress(PermissionError):
             end()
-        with trio.move_on_after(_TERMINATE_SECONDS, shield=True):
+        with trio.move_on_after(_TERMINATE_SECONDS):
             await process.wait()
             return
 
@@ -418,7 +419,7 @@ async def _exchange(
 
     async def trace(event: str, _info: object) -> None:
         nonlocal sent
-        # No checkpoint: httpcore is about to make one, before it writes.
+        await trio.lowlevel.checkpoint()
         if event.endswith(".send_request_headers.started"):
             sent = True
 
