@@ -80,19 +80,26 @@ async def converse_at_once(base_url: str, chats: list[list[str]]) -> list[list[A
     return answers
 
 
-async def whole_answers(
-    http: httpx.AsyncClient, base_url: str, turns: list[str]
-) -> list[str] | None:
-    """What the model says in a chat with no limit of tokens; `None` if an answer is long or empty.
+async def whole_chats(base_url: str, candidates: list[list[str]]) -> list[list[str]]:
+    """The chats among `candidates` in which every answer has text, and an end within 100 tokens.
 
-    Sessions of the library set no limit, and left alone the model may go on for 1,024 tokens; a
+    A chat is a list of questions going in, a list of questions and answers in turn coming out.
+    Sessions of the library set no limit of tokens, and the model may go on for 1,024 of them; a
     reply without text is an error there.
     """
-    messages: list[Message] = []
-    for turn in turns:
-        messages.append(user(turn))
-        answer = await ask(http, base_url, messages, max_tokens=100)
-        if not (answer.text and answer.ended_by_itself):
-            return None
-        messages.append({"role": "assistant", "content": answer.text})
-    return [message["content"] for message in messages[1::2]]
+    chats: dict[int, list[str]] = {}
+
+    async def consider(number: int) -> None:
+        messages: list[Message] = []
+        for question in candidates[number]:
+            messages.append(user(question))
+            answer = await ask(http, base_url, messages, max_tokens=100)
+            if not (answer.text and answer.ended_by_itself):
+                return
+            messages.append({"role": "assistant", "content": answer.text})
+        chats[number] = [message["content"] for message in messages]
+
+    async with client() as http, trio.open_nursery() as nursery:
+        for number in range(len(candidates)):
+            nursery.start_soon(consider, number)
+    return [chats[number] for number in sorted(chats)]

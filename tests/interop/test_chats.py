@@ -14,8 +14,9 @@ from tests.interop.conftest import FIRST_KEY
 from tests.interop.servers import MODEL, Engine, Front
 
 CHATS = 50
-CANDIDATES = 90
-TURNS = ["tell me a story.", "Go on.", "And how does it end?"]
+CANDIDATES = [
+    [f"Chat {number}: tell me a story.", "Go on.", "And how does it end?"] for number in range(90)
+]
 TURN_SECONDS = 60.0
 MANY = CHATS // 4
 """So many replies at least have to be hit in the middle of their text for a fault to count."""
@@ -66,23 +67,6 @@ async def until(condition: Callable[[], bool]) -> None:
         await trio.sleep(0.001)
 
 
-async def choose_chats(engine: Engine) -> list[tuple[list[str], list[str]]]:
-    """Questions, and what the engine answers to them when nothing is in between."""
-    chosen: dict[int, tuple[list[str], list[str]]] = {}
-
-    async def consider(number: int) -> None:
-        questions = [f"Chat {number}: {TURNS[0]}", *TURNS[1:]]
-        answers = await plain.whole_answers(http, engine.base_url, questions)
-        if answers is not None:
-            chosen[number] = (questions, answers)
-
-    async with plain.client() as http, trio.open_nursery() as nursery:
-        for number in range(CANDIDATES):
-            nursery.start_soon(consider, number)
-    assert len(chosen) >= CHATS
-    return [chosen[number] for number in sorted(chosen)[:CHATS]]
-
-
 async def test_fifty_chats_outlive_two_rotations_and_two_outages(
     engine: Engine, front: Front, tmp_path: Path
 ) -> None:
@@ -127,9 +111,14 @@ async def test_fifty_chats_outlive_two_rotations_and_two_outages(
             gz_trio.open_gateway(front.base_url, authenticator)
         )
         chats = [
-            Chat(await stack.enter_async_context(gateway.open_session(MODEL)), questions, expected)
-            for questions, expected in await choose_chats(engine)
-        ]
+            Chat(
+                await stack.enter_async_context(gateway.open_session(MODEL)),
+                questions=messages[::2],
+                expected=messages[1::2],
+            )
+            for messages in await plain.whole_chats(engine.base_url, CANDIDATES)
+        ][:CHATS]
+        assert len(chats) == CHATS
 
         # A cut, a refusal, and the rejection of the key in mid-reply; then a replay.
         await ask_all(0, rotate_by_restart)
