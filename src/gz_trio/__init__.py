@@ -1,7 +1,8 @@
 """A Trio client for language-model gateways whose replies survive a key that dies in mid-reply."""
 
 from ._auth.authenticator import Authenticator, open_authenticator
-from ._auth.stores import KeyStore, MemoryKeyStore
+from ._auth.refreshers import CommandRefresh, GatewayRefresh
+from ._auth.stores import FileKeyStore, KeyStore, MemoryKeyStore
 from ._chat.gateway import Gateway, open_gateway, open_session
 from ._chat.reply import Attempt, Reply, Timing
 from ._chat.session import Session
@@ -46,11 +47,14 @@ __all__ = [
     "AuthenticationError",
     "Authenticator",
     "BadRequestError",
+    "CommandRefresh",
     "Delta",
     "EmptyResponseError",
+    "FileKeyStore",
     "Finished",
     "Gateway",
     "GatewayError",
+    "GatewayRefresh",
     "InternalServerError",
     "Key",
     "KeyStore",

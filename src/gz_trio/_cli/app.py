@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 from . import demo_screen
+from .chat import Chat
 from .run import run as run_command
 
 app = App(
@@ -56,11 +59,61 @@ def demo(
     return run_command(partial(demo_screen.demo, sessions, rotations, as_json=json))
 
 
+@app.command
+def chat(
+    *,
+    base_url: str,
+    model: str,
+    key_file: Path | None = None,
+    refresh_command: str | None = None,
+    system: str | None = None,
+    max_retries: Annotated[int, Parameter(validator=Number(gte=0))] = 7,
+) -> int:
+    """Chat with a model, over any OpenAI-compatible server.
+
+    On a terminal, type a line and read the answer: Ctrl-C stops an answer, and at the prompt it
+    ends the chat, as Ctrl-D does. From a pipe or a file, each line is a turn of one conversation,
+    and the exit code is 1 if a turn failed: `echo hi | gz-trio chat ...`.
+
+    The key comes from `--key-file`, else from the environment variable `GZ_API_KEY`, else from
+    `OPENAI_API_KEY`. When the gateway rejects it, in the middle of an answer or before, the
+    answer waits for `--refresh-command` (without one: for somebody to write another key into the
+    key file) and goes on in the same line. If the gateway gives another answer when it is asked
+    again, the new one is shown in place of the old.
+
+    Control characters in what the model says, but for newline and tab, are shown by symbols
+    (ESC as ␛): a model cannot steer your terminal. Carriage returns are left out.
+
+    Args:
+        base_url: The gateway's URL, like `https://api.gatewayz.ai/v1`.
+        model: The model's name, as the gateway knows it.
+        key_file: A file that holds the key, alone on a line or as gz_trio writes it. A file of
+            one bare line is never rewritten. Let only yourself read it: `chmod 600`.
+        refresh_command: A program that prints a new key, with its arguments; no shell runs it.
+        system: A system message, with which the conversation begins.
+        max_retries: How often an answer is tried again after a lost connection, a rate limit or
+            a failure of the gateway.
+    """
+
+    async def command() -> int:
+        return await Chat(
+            base_url,
+            model,
+            key_file=key_file,
+            refresh_command=refresh_command,
+            system=system,
+            max_retries=max_retries,
+            environment=os.environ,
+        ).run()
+
+    return run_command(command)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; gives the exit code."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal that cannot show a character shows "?": no reason to end.
+            # What a terminal cannot show or send becomes "?" or U+FFFD: no reason to end.
             stream.reconfigure(errors="replace")
     warnings.formatwarning = _one_line
     try:
@@ -70,5 +123,11 @@ def run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _one_line(message: Warning | str, *_: object) -> str:
+def _one_line(
+    message: Warning | str,
+    category: type[Warning],  # noqa: ARG001
+    filename: str,  # noqa: ARG001
+    lineno: int,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> str:
     return f"gz-trio: {message}\n"

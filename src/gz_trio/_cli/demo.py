@@ -28,7 +28,10 @@ from ..testing import FakeGateway
 from .text import lost_and_doubled
 
 TOKENS_IN_ALL = 12_000
-"""What the chats are served in about ten seconds, replays not counted; many chats get less each."""
+"""What the chats are meant to get together, in replies of 16 to 60 tokens."""
+
+TOKENS_PER_SECOND = 2_000
+"""What one process can send and receive; more chats get their tokens less often."""
 
 TOKEN_SECONDS = 0.03
 AUTH_SECONDS = 0.3
@@ -121,16 +124,16 @@ class Demo:
         self.lost = 0
         self.doubled = 0
         self.chats = [Chat(number + 1) for number in range(sessions)]
-        tokens = max(24, min(60, TOKENS_IN_ALL // sessions))
+        tokens = max(16, min(60, TOKENS_IN_ALL // sessions))
         self.fake = FakeGateway(
             tokens=tokens,
-            token_interval=TOKEN_SECONDS,
+            token_interval=max(TOKEN_SECONDS, sessions / TOKENS_PER_SECOND),
             auth_latency=AUTH_SECONDS,
             answer=lambda body, _attempt: story(body, tokens),
             ledger=False,
         )
         self._say = say
-        self._enough = max(8, tokens // (rotations + 1))
+        self._enough = max(3, tokens // (rotations + 2))
         self._pauses: list[float] = []
         self._running = set(self.chats)
         self._silent: set[Chat] = set()

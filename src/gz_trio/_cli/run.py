@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 import trio
 from rich.console import Console
@@ -20,17 +21,17 @@ class UsageError(Exception):
 
 def run(command: Callable[[], Awaitable[int]]) -> int:
     """Run a command under Trio; gives the exit code."""
+    code = 1
     try:
-        return trio.run(command)
-    except (KeyboardInterrupt, GatewayError, UsageError) as error:
-        return _tell(error)
-    except BaseExceptionGroup as group:
-        leaves = list(_leaves(group))
-        for kind in (KeyboardInterrupt, GatewayError | UsageError):
-            for leaf in leaves:
-                if isinstance(leaf, kind):
-                    return _tell(leaf)
-        raise
+        code = trio.run(command)
+    except* KeyboardInterrupt:
+        code = INTERRUPTED
+    except* BrokenPipeError:
+        # Nobody reads the output any more. What is left in its buffer must not fail at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except* (GatewayError, UsageError) as group:
+        complain(str(_first(group)))
+    return code
 
 
 def complain(words: str) -> None:
@@ -39,16 +40,6 @@ def complain(words: str) -> None:
     console.print(f"gz-trio: {words}", style="red", markup=False, highlight=False)
 
 
-def _tell(error: BaseException) -> int:
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED
-    complain(str(error))
-    return 1
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error = group.exceptions[0]
+    return error if not isinstance(error, BaseExceptionGroup) else _first(error)

@@ -1,0 +1,210 @@
+"""An interactive chat: reads lines, streams the answers, and says in words why one waits."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+import trio
+
+from .. import (
+    AuthenticationError,
+    CommandRefresh,
+    Delta,
+    FileKeyStore,
+    GatewayError,
+    KeyStore,
+    MemoryKeyStore,
+    Paused,
+    RateLimited,
+    Restarted,
+    Resumed,
+    ResumePolicy,
+    RetryPolicy,
+    Session,
+    open_session,
+)
+from .answer import Answer
+from .lines import PipedLines, TypedLines
+from .run import INTERRUPTED, UsageError, complain
+
+KEY_VARIABLES = ("GZ_API_KEY", "OPENAI_API_KEY")
+KEY_FILE_SECONDS = 1.0
+
+
+class Chat:
+    """One conversation on this process's standard input and output.
+
+    Args:
+        base_url: Of the gateway.
+        model: The model's name, as the gateway knows it.
+        key_file: A file that holds the key; by default the key comes from the environment.
+        refresh_command: A program that prints a key.
+        system: The system message.
+        max_retries: As for `gz_trio.RetryPolicy`.
+        environment: Where the key is looked for.
+
+    Raises:
+        UsageError: There is no key, and no command to get one.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        key_file: Path | None,
+        refresh_command: str | None,
+        system: str | None,
+        max_retries: int,
+        environment: Mapping[str, str],
+    ) -> None:
+        self._base_url = base_url
+        self._model = model
+        self._key_file = key_file
+        self._refresh_command = refresh_command
+        self._messages: list[dict[str, object]] = (
+            [] if system is None else [{"role": "system", "content": system}]
+        )
+        self._max_retries = max_retries
+        self._key_variable = next((name for name in KEY_VARIABLES if environment.get(name)), None)
+        self._key = environment[self._key_variable] if self._key_variable else None
+        if not sys.stdin:
+            raise UsageError("standard input is closed: there is nothing to read questions from")
+        self._typed = sys.stdin.isatty() and sys.stdout.isatty()
+        self._lines = TypedLines("> ") if self._typed else PipedLines(0)
+        self._current = trio.CancelScope()
+
+    async def run(self) -> int:
+        """Chat until the input ends; gives the exit code."""
+        async with AsyncExitStack() as stack:
+            try:
+                session = await self._open(stack)
+            except ValueError as error:
+                raise UsageError(str(error)) from None
+            if self._typed:
+                sys.stdout.write(
+                    f"{self._model} at {self._base_url}\n"
+                    "Ctrl-C stops an answer, Ctrl-D ends the chat.\n"
+                )
+            # A receiver, not KeyboardInterrupt, which may come between any two steps of ours.
+            signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._stop_on, signals)
+                if isinstance(self._store, FileKeyStore):
+                    nursery.start_soon(_look_at, self._store)
+                code = await self._converse(session)
+                nursery.cancel_scope.cancel()
+        return code
+
+    async def _open(self, stack: AsyncExitStack) -> Session:
+        self._store: KeyStore
+        if self._key_file is not None:
+            self._store = FileKeyStore(self._key_file)
+        else:
+            self._store = MemoryKeyStore(self._key)
+        if self._refresh_command is None and (await self._store.load()).key is None:
+            raise UsageError(
+                "no key: set GZ_API_KEY or OPENAI_API_KEY, or give --key-file or --refresh-command"
+                if self._key_file is None
+                else f"the key file {self._key_file} holds no key: write one into it, or give "
+                "--refresh-command"
+            )
+        return await stack.enter_async_context(
+            open_session(
+                self._base_url,
+                model=self._model,
+                store=self._store,
+                refresh=(
+                    None if self._refresh_command is None else CommandRefresh(self._refresh_command)
+                ),
+                messages=self._messages,
+                retry=RetryPolicy(max_retries=self._max_retries),
+                resume=ResumePolicy(on_divergence="restart"),
+            )
+        )
+
+    async def _stop_on(self, signals: AsyncIterator[int]) -> None:
+        async for _ in signals:
+            self._current.cancel()
+
+    async def _converse(self, session: Session) -> int:
+        code = 0
+        while True:
+            line: str | None = ""
+            with trio.CancelScope() as self._current:
+                line = await self._lines.next()
+            if self._current.cancelled_caught:
+                return INTERRUPTED
+            if line is None:
+                return code
+            if not line.strip():
+                continue
+            with trio.CancelScope() as self._current:
+                if not await self._turn(session, line) and not self._typed:
+                    code = 1
+            if self._current.cancelled_caught and not self._typed:
+                return INTERRUPTED
+
+    async def _turn(self, session: Session, line: str) -> bool:
+        """Ask, and show the answer; whether it came to its end."""
+        answer = Answer(sys.stdout, sys.stderr)
+        try:
+            async with session.stream(line) as reply:
+                async for event in reply.events():
+                    match event:
+                        case Delta():
+                            answer.add(event.text, reasoning=event.reasoning)
+                        case Paused(reason="refresh"):
+                            answer.wait(f"session expired, signing in again ...{self._help}")
+                        case Paused():
+                            answer.wait("connection lost, connecting again ...")
+                        case RateLimited(wait=seconds):
+                            answer.wait(f"rate limit, going on in {seconds:.0f} s ...")
+                        case Resumed():
+                            answer.go_on()
+                        case Restarted():
+                            answer.start_over()
+                        case _:
+                            pass
+        except GatewayError as error:
+            answer.end()
+            complain(self._describe(error))
+            return False
+        finally:
+            answer.end()
+        if reply.finish_reason not in ("stop", None):
+            answer.remark(f"(the answer ended early: {reply.finish_reason})")
+        return True
+
+    def _describe(self, error: GatewayError) -> str:
+        words = str(error)
+        cause = error.__cause__
+        while isinstance(cause, GatewayError):
+            if str(cause) not in words:
+                words += f" ({cause})"
+            cause = cause.__cause__
+        if isinstance(error, AuthenticationError) and self._refresh_command is None:
+            words += (
+                f" - set {self._key_variable} to a valid key and start again"
+                if self._key_file is None
+                else f" - write a valid key into {self._key_file}, and ask again"
+            )
+        return words
+
+    @property
+    def _help(self) -> str:
+        if self._key_file is None or self._refresh_command is not None:
+            return ""
+        return f" write a new key into {self._key_file}"
+
+
+async def _look_at(store: FileKeyStore) -> None:
+    """Have a key noticed that somebody writes into the file: the store tells what a load saw."""
+    while True:
+        with suppress(GatewayError):  # half written: the next look will do
+            await store.load()
+        await trio.sleep(KEY_FILE_SECONDS)
