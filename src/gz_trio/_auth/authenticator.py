@@ -538,10 +538,12 @@ def _refresh_error(error: BaseException) -> RefreshError:
     refused = isinstance(error, GatewayError) and (
         classify_refresh_failure(error) is RefreshFailure.REFUSED
     )
+    # Our own errors quote nothing that was sent; whatever else was raised may hold a secret.
+    why = str(error) if isinstance(error, GatewayError) else type(error).__name__
     wrapped = RefreshError(
         "the refresh was refused: sign in again"
         if refused
-        else f"the key could not be refreshed: {type(error).__name__}",
+        else f"the key could not be refreshed: {why}",
         status=details.status,
         code=details.code,
         type=details.type,
