@@ -40,7 +40,8 @@ async def main(base_url: str, model: str, question: str, *command: str) -> None:
 
 
 if __name__ == "__main__":
+    _, base_url, model, question, *command = sys.argv
     try:
-        trio.run(main, *sys.argv[1:])
+        trio.run(main, base_url, model, question, *command)
     except gz_trio.GatewayError as error:
         sys.exit(f"no answer: {error}")

@@ -18,7 +18,7 @@ async def chat(gateway: gz_trio.Gateway, model: str, lengths: list[int]) -> None
         lengths.append(len(await session.ask("How do stories begin?")))
 
 
-async def main(base_url: str, model: str, number: str, *command: str) -> None:
+async def main(base_url: str, model: str, number: int, *command: str) -> None:
     lengths: list[int] = []
     async with (
         gz_trio.open_authenticator(
@@ -27,10 +27,11 @@ async def main(base_url: str, model: str, number: str, *command: str) -> None:
         gz_trio.open_gateway(base_url, authenticator) as gateway,
         trio.open_nursery() as nursery,
     ):
-        for _ in range(int(number)):
+        for _ in range(number):
             nursery.start_soon(chat, gateway, model, lengths)
     print(f"{len(lengths)} answers, {sum(lengths)} characters")
 
 
 if __name__ == "__main__":
-    trio.run(main, *sys.argv[1:])
+    _, base_url, model, number, *command = sys.argv
+    trio.run(main, base_url, model, int(number), *command)

@@ -14,10 +14,13 @@ import httpx2
 import openai
 import pytest
 import trio
+from cyclopts import ArgumentCollection
 from trio.testing import MockClock
 
 import gz_trio
 import gz_trio.testing
+from gz_trio._cli.app import app
+from gz_trio._protocol.retry import describe_table
 from gz_trio.testing import Cut, EarlyDone, ErrorFrame, FakeGateway, Fault
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +56,32 @@ def test_every_public_name_is_in_the_api_reference() -> None:
     reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\.\. auto\w+:: (\w+)", reference, re.MULTILINE)
     assert set(names) <= set(documented)
+
+
+def test_the_table_of_failures_is_the_one_that_decides() -> None:
+    guide = (ROOT / "docs" / "refresh.md").read_text(encoding="utf-8")
+    section = guide.partition("## Every failure")[2]
+    rows = re.findall(r"^\| (?!failure)(.+) \| (.+) \|$", section, re.MULTILINE)
+    assert rows == describe_table()
+
+
+def test_the_page_of_the_command_line_has_the_options_that_there_are() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    documented = {
+        command: re.findall(r"^\| `(--[\w-]+)` \|", section, re.MULTILINE)
+        for command, section in re.findall(
+            r"^## `gz-trio (\w+)`\n(.+?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL
+        )
+    }
+    assert documented == {
+        command: [name for argument in arguments_of(command) for name in argument.names]
+        for command in app
+        if not command.startswith("-")
+    }
+
+
+def arguments_of(command: str) -> ArgumentCollection:
+    return app[command].assemble_argument_collection()
 
 
 # The examples' programs

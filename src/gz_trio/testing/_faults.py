@@ -180,7 +180,7 @@ class Insert:
     """These bytes come in between, and the stream goes on.
 
     Args:
-        data: Sent as they are, in the body of the event stream: a frame begins with `data: `
+        data: Sent as they are, in the body of the event stream: a frame begins with `data:`
             and ends with a blank line.
     """
 
