@@ -338,6 +338,18 @@ class TestTheLedger:
             await wire.ask(chat(), "wrong")
         assert (gateway.requests, gateway.rejected) == ([], 1)
 
+    async def test_a_callable_is_told_of_each_request_when_it_is_over(self) -> None:
+        over: list[tuple[int | None, int, bool]] = []
+        gateway = FakeGateway(
+            tokens=3,
+            on_request=lambda seen: over.append((seen.status, seen.tokens, seen.complete)),
+        )
+        gateway.fault(Cut(), request=2, token=1)
+        for key in (gateway.key, gateway.key, "wrong"):
+            async with in_memory(gateway) as wire:
+                await wire.ask(chat(), key)
+        assert over == [(200, 3, True), (200, 1, False), (401, 0, False)]
+
     async def test_answers_carry_an_id_that_their_error_names(self) -> None:
         gateway = FakeGateway()
         gateway.fault(Status(500))

@@ -112,6 +112,7 @@ class FakeGateway:
         shape: Whose shape the chunks have: OpenAI's, or another that gateways pass on:
             `{"output": [...]}` (Fireworks) or `{"type": "response.output_text.delta"}`.
         ledger: Whether `requests` keeps what was seen; a server that runs for days turns it off.
+        on_request: Called with each request when it is over: answered, or left.
 
     Attributes:
         base_url: Of the in-memory connections: `"http://gateway.test/v1"`.
@@ -158,6 +159,7 @@ class FakeGateway:
         models: Sequence[str] | None = ("fake-model",),
         shape: Shape = "openai",
         ledger: bool = True,
+        on_request: Callable[[SeenRequest], None] | None = None,
     ) -> None:
         self.tokens = tokens
         self.token_interval = token_interval
@@ -173,6 +175,7 @@ class FakeGateway:
         self._answer = answer
         self._shape: Shape = shape
         self._ledger = ledger
+        self._on_request = on_request
         self._keys = KeyRing(key)
         self._plan = FaultPlan()
         self._seen: Counter[str] = Counter()
@@ -445,6 +448,14 @@ class FakeGateway:
             self.requests.append(seen)
         self._total += 1
         call = _Call(exchange, seen, self._count(path), f"req_{self._total}")
+        try:
+            await self._respond(call, key)
+        finally:
+            if self._on_request is not None:
+                self._on_request(seen)
+
+    async def _respond(self, call: _Call, key: str | None) -> None:
+        exchange, path, body = call.exchange, call.seen.path, call.seen.body
         fault = await self._strike(call, None)
         if isinstance(fault, Status):
             await self._send_status(call, fault)
