@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,7 +48,7 @@ class Counts:
     tokens: int = 0
     open: int = 0
     all_open: trio.Event = field(default_factory=trio.Event)
-    errors: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list[str])
 
     def opened(self, load: Load) -> None:
         """One more stream has its first token."""
@@ -81,7 +81,7 @@ class Server:
 
 
 @asynccontextmanager
-async def serve(load: Load) -> AsyncIterator[Server]:
+async def serve(load: Load) -> AsyncGenerator[Server]:
     """Start the server process; stop it at the end."""
     async with trio.open_nursery() as nursery:
         command = [
@@ -193,11 +193,10 @@ async def gz_trio_rotation(load: Load) -> Row:
     counts = Counts()
     pauses: list[float] = []
     intended = FakeGateway(tokens=load.tokens).intended
-    calls = 0
+    calls: list[gz_trio.Key | None] = []
 
-    async def refresh(_rejected: gz_trio.Key | None) -> str:
-        nonlocal calls
-        calls += 1
+    async def refresh(rejected: gz_trio.Key | None) -> str:
+        calls.append(rejected)
         return "sk-2"
 
     async def stream(gateway: gz_trio.Gateway, number: int) -> None:
@@ -228,15 +227,15 @@ async def gz_trio_rotation(load: Load) -> Row:
             await server.tell("rotate")
         cpu = time.process_time() - cpu
         rejected = json.loads(await server.tell("counts"))["rejected"]
-    if calls != 1:
-        counts.errors.append(f"{calls} refreshes for one rotation")
+    if len(calls) != 1:
+        counts.errors.append(f"{len(calls)} refreshes for one rotation")
     pauses.sort()
     return Row(
         "gz_trio, the key dies",
         {
             "streams": load.streams,
             "rejected": rejected,
-            "refreshes": calls,
+            "refreshes": len(calls),
             "paused_ms_p50": pauses[len(pauses) // 2] * 1e3 if pauses else 0.0,
             "paused_ms_max": pauses[-1] * 1e3 if pauses else 0.0,
             "cpu_ms_per_stream_to_its_end": cpu / load.streams * 1e3,

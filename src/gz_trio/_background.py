@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import inf
 from types import TracebackType
+from typing import cast
 
 import trio
 
@@ -67,11 +68,11 @@ class Background:
 
     def _without_our_cancellation(self, error: BaseException) -> BaseException:
         """A group of the block's own, less the `Cancelled`s with which our failure reached it."""
+        kept = error
         if isinstance(error, BaseExceptionGroup) and trio.current_effective_deadline() > -inf:
-            _, rest = error.split(trio.Cancelled)
-            if rest is not None:
-                return rest
-        return error
+            group = cast("BaseExceptionGroup[BaseException]", error)
+            kept = group.split(trio.Cancelled)[1] or kept
+        return kept
 
 
 def _raise(chosen: BaseException, current: BaseException | None) -> bool:
@@ -87,7 +88,7 @@ def _raise(chosen: BaseException, current: BaseException | None) -> bool:
 
 def _leaves(error: BaseException | None) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
+        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
             yield from _leaves(inner)
     elif error is not None:
         yield error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
@@ -96,7 +96,7 @@ class Waiters:
 @asynccontextmanager
 async def waiting(
     authenticator: Authenticator, count: int, rejected: Key | str | None = None
-) -> AsyncIterator[Waiters]:
+) -> AsyncGenerator[Waiters]:
     """`count` tasks wait for the same refresh; the block ends when all have their result."""
     waiters = Waiters()
     async with trio.open_nursery() as nursery:

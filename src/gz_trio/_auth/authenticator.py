@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
@@ -159,7 +159,7 @@ class Authenticator:
         self._publish()
 
     @asynccontextmanager
-    async def subscribe(self) -> AsyncIterator[trio.abc.ReceiveChannel[AuthState]]:
+    async def subscribe(self) -> AsyncGenerator[trio.abc.ReceiveChannel[AuthState]]:
         """Tells of every change of `state`, the current one first.
 
         A slow reader misses states that were overtaken, never the last one, and holds nobody up.
@@ -224,6 +224,12 @@ class Authenticator:
                 return _read(decision.flight)
 
     # The refresh task
+
+    async def _start(self, nursery: trio.Nursery) -> None:
+        """Start the background tasks, once the key has been read."""
+        await nursery.start(self._watch)
+        nursery.start_soon(self._run)
+        nursery.start_soon(self._refresh_early)
 
     @enable_ki_protection
     async def _run(self) -> None:
@@ -413,7 +419,7 @@ class Authenticator:
     # Telling
 
     @contextmanager
-    def _settling(self) -> Iterator[None]:
+    def _settling(self) -> Generator[None]:
         """Wakes the waiters of a flight that was settled in the block."""
         yield
         flight = self._machine.flight
@@ -454,7 +460,7 @@ async def open_authenticator(
     max_refreshes: int = 5,
     wait_for_sign_in: bool = False,
     now: Callable[[], float] = time.time,
-) -> AsyncIterator[Authenticator]:
+) -> AsyncGenerator[Authenticator]:
     """Hold the key of `store`, and refresh it when a gateway rejects it.
 
     Args:
@@ -497,9 +503,7 @@ async def open_authenticator(
         now=now,
     )
     async with Background("authenticator") as nursery:
-        await nursery.start(authenticator._watch)
-        nursery.start_soon(authenticator._run)
-        nursery.start_soon(authenticator._refresh_early)
+        await authenticator._start(nursery)  # pyright: ignore[reportPrivateUsage]
         yield authenticator
 
 

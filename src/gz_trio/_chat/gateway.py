@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Literal
@@ -70,7 +70,7 @@ class Gateway:
     @asynccontextmanager
     async def open_session(
         self, model: str, *, messages: list[dict[str, object]] | None = None
-    ) -> AsyncIterator[Session]:
+    ) -> AsyncGenerator[Session]:
         """A chat session over this gateway, with its authenticator.
 
         Args:
@@ -102,7 +102,7 @@ class Gateway:
         retry: RetryPolicy | None = None,
         resume: ResumePolicy | None = None,
         timeouts: Timeouts | None = None,
-    ) -> AsyncIterator[Reply]:
+    ) -> AsyncGenerator[Reply]:
         """Send a chat-completions request and stream the reply; `stream` is set to true.
 
         Leaving the block ends the request. Errors come out of the reply's iteration.
@@ -184,7 +184,7 @@ async def open_gateway(
     timeouts: Timeouts | None = None,
     http_client: httpx.AsyncClient | None = None,
     now: Callable[[], float] = time.time,
-) -> AsyncIterator[Gateway]:
+) -> AsyncGenerator[Gateway]:
     """Connections, defaults and key for one gateway.
 
     Args:
@@ -247,7 +247,7 @@ async def open_session(
     timeouts: Timeouts | None = None,
     http_client: httpx.AsyncClient | None = None,
     now: Callable[[], float] = time.time,
-) -> AsyncIterator[Session]:
+) -> AsyncGenerator[Session]:
     """A chat session with its own nursery and, unless it is given one, its own refresh task.
 
     The key comes from one of `key`, `store` and `authenticator`, or else from `refresh`, which

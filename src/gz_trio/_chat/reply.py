@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
@@ -463,7 +463,7 @@ class Reply:
                     pass
 
     @contextmanager
-    def _time_limit(self, name: str, by: float, total_by: float) -> Iterator[None]:
+    def _time_limit(self, name: str, by: float, total_by: float) -> Generator[None]:
         with trio.move_on_at(min(by, total_by)) as scope:
             yield
         if scope.cancelled_caught:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,7 @@ class Session:
         message: str | Mapping[str, object],
         *,
         resume: ResumePolicy | None = None,
-    ) -> AsyncIterator[Reply]:
+    ) -> AsyncGenerator[Reply]:
         """Say something, and stream the answer.
 
         Args:

@@ -30,7 +30,7 @@ from .text import lost_and_doubled
 TOKENS_IN_ALL = 12_000
 """What the chats are meant to get together, in replies of 16 to 60 tokens."""
 
-TOKENS_PER_SECOND = 2_000
+TOKENS_PER_SECOND = 1_250
 """What one process can send and receive; more chats get their tokens less often."""
 
 TOKEN_SECONDS = 0.03
@@ -278,6 +278,6 @@ class Demo:
 
 def story(body: Mapping[str, object], tokens: int) -> list[str]:
     """A text of so many tokens that follows from the messages."""
-    pick = random.Random(json.dumps(body.get("messages")))  # noqa: S311  not a secret
+    pick = random.Random(json.dumps(body.get("messages")))
     text = " ".join(pick.sample(_SENTENCES, len(_SENTENCES)))
     return re.findall(r"\S+\s*", text)[:tokens]

@@ -7,7 +7,7 @@ serves, and errors are told apart by the class that the client's own module give
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from types import ModuleType
@@ -41,6 +41,10 @@ class HttpxTransport:
 
     def __init__(self, client: httpx.AsyncClient | None) -> None:
         self.module = httpx if client is None else _module_of(client)
+        self._unreachable: tuple[type[Exception], ...] = (
+            self.module.ConnectError,
+            self.module.ConnectTimeout,
+        )
         self._lanes = [] if client is None else [_Lane(client)]
         self._ssl_context = httpx.create_ssl_context() if client is None else None
 
@@ -84,11 +88,11 @@ class HttpxTransport:
         return HttpxResponse(response, self, lane)
 
     @contextmanager
-    def errors_mapped(self, url: str) -> Iterator[None]:
+    def errors_mapped(self, url: str) -> Generator[None]:
         httpx_errors = self.module
         try:
             yield
-        except (httpx_errors.ConnectError, httpx_errors.ConnectTimeout) as error:
+        except self._unreachable as error:
             raise APIConnectionError(
                 f"no connection to {_origin(url)}: is the gateway up, and the base URL right?"
             ) from error
@@ -150,7 +154,7 @@ class HttpxResponse:
 @asynccontextmanager
 async def open_httpx_transport(
     client: httpx.AsyncClient | None,
-) -> AsyncIterator[HttpxTransport]:
+) -> AsyncGenerator[HttpxTransport]:
     """A transport over `client`, which stays its owner's, or over clients of our own."""
     transport = HttpxTransport(client)
     try:
