@@ -28,6 +28,7 @@ default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+python_maximum_signature_line_length = 88
 # sphinxcontrib-trio marks methods as `async with` only in this implementation of autodoc.
 autodoc_use_legacy_class_based = True
 myst_heading_anchors = 3
