@@ -40,10 +40,14 @@ def machine_with(
     *,
     can_refresh: bool = True,
     can_wait: bool = False,
+    can_wait_for_first: bool = False,
     max_refreshes: int = 5,
 ) -> RefreshMachine:
     machine = RefreshMachine(
-        can_refresh=can_refresh, can_wait=can_wait, max_refreshes=max_refreshes
+        can_refresh=can_refresh,
+        can_wait=can_wait,
+        can_wait_for_first=can_wait_for_first,
+        max_refreshes=max_refreshes,
     )
     if key is not None:
         machine.observe(Record(1, 1, Key(key)))
@@ -306,6 +310,16 @@ def test_the_first_key_comes_by_a_flight_and_none_after_a_sign_out() -> None:
     assert status(machine) is AuthStatus.UNAUTHENTICATED
 
 
+def test_the_first_key_is_waited_for_only_if_that_was_asked_for() -> None:
+    machine = machine_with(None, can_refresh=False, can_wait=True)
+    assert "there is no key" in str(failure(machine.needs_key(now=0)))
+    machine = machine_with(None, can_refresh=False, can_wait=True, can_wait_for_first=True)
+    flight = start(machine.needs_key(now=0))
+    assert flight.result is None
+    key = store(machine, "sk-1", new_epoch=True)
+    assert flight.result == outcome.Value(key)
+
+
 def test_after_the_end_everything_fails() -> None:
     machine = machine_with()
     flight = start(machine.rejected(None, now=0))
@@ -462,7 +476,7 @@ class Orders(RuleBasedStateMachine):
     def an_unsettled_flight_is_for_the_account_that_is_signed_in(self) -> None:
         flight = self.machine.flight
         if flight is not None and flight.result is None:
-            assert flight.epoch == self.machine.record.epoch
+            assert flight.epoch == self.machine.record.epoch, "accounts do not mix"
             assert self.machine.still_holds(flight)
 
     @invariant()

@@ -78,6 +78,7 @@ class Authenticator:
             can_refresh=refresh is not None,
             # Nobody else holds a memory store, so nobody else will put a newer key into it.
             can_wait=wait_for_sign_in or not isinstance(store, MemoryKeyStore),
+            can_wait_for_first=wait_for_sign_in,
             max_refreshes=max_refreshes,
         )
         # Room for one: the machine lets no second flight start before the first has unwound.
@@ -475,7 +476,8 @@ async def open_authenticator(
         max_refreshes: Refreshes within 30 seconds whose keys no gateway accepted, before the
             next one fails with `RefreshError`.
         wait_for_sign_in: Without `refresh`, wait for `sign_in(key, same_account=True)` even
-            where nobody else can write to the store (a `MemoryKeyStore`).
+            where nobody else can write to the store (a `MemoryKeyStore`), and for the first key
+            where there was never any.
         now: Unix time in seconds, for keys that have an end.
 
     Raises:

@@ -167,13 +167,22 @@ class RefreshMachine:
     Args:
         can_refresh: There is a refresh callable.
         can_wait: Without a callable, a newer key may still come (design rule 13).
+        can_wait_for_first: So may the first one, where there was never any.
         max_refreshes: Flights within 30 s whose keys were never accepted, before the breaker
             stops the next one (design rule 8).
     """
 
-    def __init__(self, *, can_refresh: bool, can_wait: bool, max_refreshes: int) -> None:
+    def __init__(
+        self,
+        *,
+        can_refresh: bool,
+        can_wait: bool,
+        can_wait_for_first: bool,
+        max_refreshes: int,
+    ) -> None:
         self._can_refresh = can_refresh
         self._can_wait = can_wait
+        self._can_wait_for_first = can_wait_for_first
         self._max_refreshes = max_refreshes
         self.closed = False
         self._final: AuthenticationError | None = None
@@ -218,7 +227,8 @@ class RefreshMachine:
         flight = self.flight
         if flight is None:
             return
-        if record.epoch != flight.epoch:
+        # Before the first key there was no account that the new one could differ from.
+        if record.epoch != flight.epoch and (flight.rejected or not record.key):
             self.settle(flight, _changed_account(record))
         elif record.key is not None and (
             flight.rejected is None or record.key.generation > flight.rejected.generation
@@ -284,6 +294,8 @@ class RefreshMachine:
             return UseKey(current)
         elif self.record.version > 0:
             return Fail(AuthenticationError("signed out: sign in first"))
+        elif not (self._can_refresh or self._can_wait_for_first):
+            return Fail(AuthenticationError("there is no key: sign in, or give a refresh callable"))
         return self._refresh(key, now, early=False)
 
     def needs_key(self, *, now: float) -> Decision:
