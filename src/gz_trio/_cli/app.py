@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
+from ..testing import FakeGateway, Shape
 from . import demo_screen
+from . import gateway as gateway_server
 from .chat import Chat
+from .faults import add_fault
+from .run import complain
 from .run import run as run_command
 
 app = App(
@@ -30,6 +34,8 @@ Chat with an OpenAI-compatible LLM gateway, over keys that expire in the middle 
 )
 
 Flag = Parameter(negative="")
+Repeated = Parameter(negative="")
+NotNegative = Parameter(validator=Number(gte=0))
 
 
 @app.command
@@ -107,6 +113,99 @@ def chat(
         ).run()
 
     return run_command(command)
+
+
+@app.command
+def gateway(
+    *,
+    host: str = "127.0.0.1",
+    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65_535))] = 8080,
+    key: str = "gw_test_1",
+    tokens: Annotated[int, Parameter(validator=Number(gte=0))] = 60,
+    token_interval: Annotated[float, NotNegative] = 0.05,
+    rotate_every: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
+    on_rotation: Literal["frame", "cut", "ignore"] = "frame",
+    auth_latency: Annotated[float, NotNegative] = 0.0,
+    model: Annotated[list[str] | None, Repeated] = None,
+    shape: Shape = "openai",
+    fault: Annotated[list[str] | None, Repeated] = None,
+) -> int:
+    r"""Serve a fake gateway, to test a client against expiring keys and other faults.
+
+    It speaks OpenAI's chat completions (`POST /v1/chat/completions`, streamed or whole, and
+    `GET /v1/models`) and gives out the valid key by `POST /auth`. The same messages get the same
+    text. Prints the base URL, the key and how to call it, then a line for each request. It is for
+    tests: the key is no secret, and who can reach the port can get it.
+
+    A fault is written as `NAME=VALUE PARAMETER=VALUE ...` in one argument; `--fault` may be given
+    many times. The names, with what their value is, and their parameters:
+
+    - `status=429` in place of the answer; `message`, `dialect` (gatewayz, detail, detail_object,
+      openai, litellm, openrouter, anthropic, vllm, vllm_object, message, html, empty), `type`,
+      `code`, `header.NAME`, `body`
+    - `error-frame=provider_error` in the stream, then its end; `message`, `status`, `code`,
+      `dialect` (gatewayz, openrouter), `done`, `data`
+    - `cut`, or `cut=100`: close the connection, after so many bytes more of the body
+    - `reset`, or `reset=100`: break it
+    - `stall`, or `stall=90`: silence, for ever or for so many seconds
+    - `drip`, or `drip=0.1`: byte by byte, with so many seconds between two
+    - `early-done`, or `early-done=stop`: end as if the text were over, with that finish reason;
+      `done`
+    - `empty-stream`: nothing but `[DONE]`
+    - `other-text`, or `other-text=MARK`: other text from here on, each token after the mark
+    - `insert='data: {}\n\n'`: these bytes in between
+    - `comment`, or `comment=TEXT`: a comment line in between
+    - `warning`, or `warning=TEXT`: a `stream_normalization_warning` in between
+
+    When it strikes is said in the same way, and all that is said must come together:
+    `request=1` (only in the first request), `generation=2` (only under the second key), `token=3`
+    (before that token, counted from 0; without it, in place of the whole answer), `times=1` (how
+    often; `forever`), `path=/auth` (or `/v1/models`). By default once, in a chat completion.
+
+    `--fault "status=429 header.retry-after=2 request=1" --fault "cut token=3 times=forever"`
+
+    Args:
+        host: The address to listen at.
+        port: The port; 0 takes any that is free.
+        key: The first valid key.
+        tokens: Tokens in each answer.
+        token_interval: Seconds between tokens.
+        rotate_every: Seconds after which the key is rotated, again and again; by default never.
+        on_rotation: What becomes of streams whose key dies: an auth_error frame, a cut
+            connection, or nothing.
+        auth_latency: Seconds that `POST /auth` takes.
+        model: A model that there is, any other is answered 404; may be given many times. By
+            default any model is there.
+        shape: Whose shape the chunks have.
+        fault: What goes wrong, and when; see above.
+    """
+    try:
+        fake = FakeGateway(
+            key,
+            tokens=tokens,
+            token_interval=token_interval,
+            on_rotation=on_rotation,
+            auth_latency=auth_latency,
+            models=model,
+            shape=shape,
+            ledger=False,
+            on_request=gateway_server.log,
+        )
+        for words in fault or ():
+            add_fault(fake, words)
+    except ValueError as error:
+        complain(str(error))
+        return 2
+    return run_command(
+        partial(
+            gateway_server.serve,
+            fake,
+            host,
+            port,
+            model=(model or ["any-model"])[0],
+            rotate_every=rotate_every,
+        )
+    )
 
 
 def run(arguments: Sequence[str]) -> int:

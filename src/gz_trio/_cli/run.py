@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 import trio
 from rich.console import Console
@@ -40,6 +41,7 @@ def complain(words: str) -> None:
     console.print(f"gz-trio: {words}", style="red", markup=False, highlight=False)
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error = group.exceptions[0]
-    return error if not isinstance(error, BaseExceptionGroup) else _first(error)
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+    return error
