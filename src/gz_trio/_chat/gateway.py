@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Literal
@@ -69,13 +69,18 @@ class Gateway:
 
     @asynccontextmanager
     async def open_session(
-        self, model: str, *, messages: list[dict[str, object]] | None = None
+        self,
+        model: str,
+        *,
+        messages: Sequence[Mapping[str, object]] | None = None,
+        extra_body: Mapping[str, object] | None = None,
     ) -> AsyncGenerator[Session]:
         """A chat session over this gateway, with its authenticator.
 
         Args:
             model: The model's name, as the gateway knows it.
             messages: The conversation so far, a system message first, say.
+            extra_body: Further fields of each request's body: `{"temperature": 0}`, `tools`, ...
 
         Raises:
             ValueError: `model` is empty.
@@ -92,7 +97,7 @@ class Gateway:
         >>> trio.run(main)
         True
         """
-        yield Session(self, model, messages)
+        yield Session(self, model, messages, extra_body)
 
     @asynccontextmanager
     async def stream(
@@ -239,7 +244,8 @@ async def open_session(
     store: KeyStore | None = None,
     refresh: Refresh | None = None,
     authenticator: Authenticator | None = None,
-    messages: list[dict[str, object]] | None = None,
+    messages: Sequence[Mapping[str, object]] | None = None,
+    extra_body: Mapping[str, object] | None = None,
     headers: Mapping[str, str] | None = None,
     key_header: KeyHeader = "Authorization",
     retry: RetryPolicy | None = None,
@@ -261,6 +267,7 @@ async def open_session(
         refresh: Gets a new key; see `open_authenticator`.
         authenticator: One that other sessions use too.
         messages: The conversation so far.
+        extra_body: As for `Gateway.open_session`.
         headers: As for `open_gateway`, as are
         key_header: this one,
         retry: this,
@@ -316,7 +323,9 @@ async def open_session(
                 now=now,
             )
         )
-        async with gateway.open_session(model, messages=messages) as session:
+        async with gateway.open_session(
+            model, messages=messages, extra_body=extra_body
+        ) as session:
             yield session
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -23,13 +23,18 @@ class Session:
     """
 
     def __init__(
-        self, gateway: Gateway, model: str, messages: list[dict[str, object]] | None
+        self,
+        gateway: Gateway,
+        model: str,
+        messages: Sequence[Mapping[str, object]] | None,
+        extra_body: Mapping[str, object] | None,
     ) -> None:
         if not model or model.isspace():
             raise ValueError("the model's name is empty: give the name that the gateway knows")
         self._gateway = gateway
         self._model = model
-        self.messages: list[dict[str, object]] = list(messages or ())
+        self._extra_body = dict(extra_body or {})
+        self.messages: list[dict[str, object]] = [dict(message) for message in messages or ()]
 
     def __repr__(self) -> str:
         return f"<Session model={self._model!r}, {len(self.messages)} messages>"
@@ -59,6 +64,7 @@ class Session:
             "model": self._model,
             "messages": [*self.messages, turn],
             "stream_options": {"include_usage": True},
+            **self._extra_body,
         }
         async with self._gateway.stream(body, resume=resume) as reply:
             yield reply
