@@ -49,8 +49,8 @@ class Screen:
             if (count := stages[stage]) or stage in (Stage.STREAMING, Stage.PAUSED, Stage.RESUMED)
         )
         figures = Text(
-            f"{demo.tokens} tokens  {demo.fake.rejected} 401s  "
-            f"{demo.fake.refreshes} refreshes for {demo.rotated} rotations"
+            f"tokens {demo.tokens}  401s {demo.fake.rejected}  "
+            f"rotations {demo.rotated}  refreshes {demo.fake.refreshes}"
         )
         dots = Text(overflow="fold")
         shown = demo.chats[:DOTS]
