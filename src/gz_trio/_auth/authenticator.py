@@ -128,9 +128,9 @@ class Authenticator:
 
         Args:
             rejected: The key that a 401 came for; `None` means the current one.
-            origin: The gateway that rejected it, and
-            model: the model that was asked for: with these a gateway that rejects a proven key
-                for one model alone is told from a key that is dead.
+            origin: The gateway that rejected it, as `"https://host"`.
+            model: The model that was asked for. With `origin`, a gateway that rejects a proven
+                key for one model alone is told from a key that is dead.
 
         Raises:
             RefreshTimeout: 30 seconds passed since the refresh began.

@@ -115,9 +115,9 @@ class Gateway:
         Args:
             body: The request's JSON body, as OpenAI documents it. Of `stream_options` that the
                 server does not know `include_usage` is left out when it says so.
-            retry: In place of the gateway's, as
-            resume: and
-            timeouts: are.
+            retry: In place of the gateway's own.
+            resume: In place of the gateway's own.
+            timeouts: In place of the gateway's own.
 
         Raises:
             TypeError: `body` holds something that JSON cannot.
@@ -268,13 +268,13 @@ async def open_session(
         authenticator: One that other sessions use too.
         messages: The conversation so far.
         extra_body: As for `Gateway.open_session`.
-        headers: As for `open_gateway`, as are
-        key_header: this one,
-        retry: this,
-        resume: this,
-        timeouts: this,
-        http_client: this, and
-        now: this.
+        headers: As for `open_gateway`.
+        key_header: As for `open_gateway`.
+        retry: As for `open_gateway`.
+        resume: As for `open_gateway`.
+        timeouts: As for `open_gateway`.
+        http_client: As for `open_gateway`.
+        now: As for `open_gateway`.
 
     Raises:
         ValueError: There is no way to a key or more than one; `base_url` or `model` is none.

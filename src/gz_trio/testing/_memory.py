@@ -151,6 +151,7 @@ def memory_client(
     transport._pool = httpcore.AsyncConnectionPool(
         network_backend=_NetworkBackend(host, connect, _Errors(httpcore)),
         max_connections=None,
-        max_keepalive_connections=None,
+        # With many idle connections httpcore looks at each for each, on every request.
+        max_keepalive_connections=20,
     )
     return module.AsyncClient(transport=transport, base_url=base_url, timeout=None, trust_env=False)
