@@ -125,7 +125,10 @@ def _converted(label: str, value: str, hint: object) -> object:
         return value
     if label == "data":
         # Escapes as in a bytes literal; all that is not ASCII stays what it is in UTF-8.
-        return value.encode().decode("unicode_escape").encode("latin-1")
+        try:
+            return value.encode().decode("unicode_escape").encode("latin-1")
+        except UnicodeError:
+            raise ValueError("data has an escape that is none in a bytes literal") from None
     try:
         return msgspec.convert(value, hint, strict=False)
     except msgspec.ValidationError:

@@ -32,10 +32,11 @@ class TypedLines:
         with _mode_restored():
             try:
                 return await trio.to_thread.run_sync(input, self._prompt, abandon_on_cancel=True)
-            except (EOFError, trio.Cancelled) as end:
+            except EOFError:
                 sys.stdout.write("\n")
-                if isinstance(end, EOFError):
-                    return None
+                return None
+            except trio.Cancelled:
+                sys.stdout.write("\n")
                 raise
 
 

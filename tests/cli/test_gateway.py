@@ -1,0 +1,256 @@
+"""`gz-trio gateway`: a server for other people's clients, the OpenAI SDK here."""
+
+import re
+import signal
+import subprocess
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import httpx2
+import openai
+import pytest
+import trio
+
+from gz_trio._cli.faults import KINDS, add_fault
+from gz_trio.testing import FakeGateway
+from tests.cli.terminal import COMMAND, environment, run_piped
+from tests.testing.fake_gateway_wire import chat
+
+# The SDK stops at `[DONE]` and leaves its generators, and httpx's, to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Async generator '(openai|httpx2|httpcore2):ResourceWarning"
+)
+
+
+class Server:
+    """A running `gz-trio gateway`."""
+
+    def __init__(self, process: trio.Process, stdout: trio.abc.ReceiveStream) -> None:
+        self.process = process
+        self.printed = ""
+        self._stdout = stdout
+
+    async def until_printed(self, pattern: str) -> re.Match[str]:
+        with trio.fail_after(30):
+            while (match := re.search(pattern, self.printed, re.MULTILINE)) is None:
+                data = await self._stdout.receive_some()
+                assert data, self.printed
+                self.printed += data.decode()
+        return match
+
+    @property
+    def log(self) -> list[str]:
+        """The lines for requests, without the time."""
+        return re.findall(r"^\d\d:\d\d:\d\d (.*)$", self.printed, re.MULTILINE)
+
+    async def base_url(self) -> str:
+        return (await self.until_printed(r"^base URL  (\S+)$"))[1]
+
+
+@asynccontextmanager
+async def server(*options: str) -> AsyncGenerator[Server]:
+    process = await trio.lowlevel.open_process(
+        [*COMMAND, "gateway", "--port", "0", "--token-interval", "0", *options],
+        stdout=subprocess.PIPE,
+        env=environment({}),
+    )
+    assert process.stdout is not None
+    try:
+        async with process.stdout:
+            yield Server(process, process.stdout)
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+def sdk(base_url: str, key: str) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(
+        base_url=base_url,
+        api_key=key,
+        max_retries=0,
+        http_client=httpx2.AsyncClient(base_url=base_url),
+    )
+
+
+async def ask(client: openai.AsyncOpenAI, model: str = "any") -> int:
+    """How many pieces of text the answer has."""
+    stream = await client.chat.completions.create(
+        model=model, stream=True, messages=[{"role": "user", "content": "hi"}]
+    )
+    return len(
+        [chunk async for chunk in stream if chunk.choices and chunk.choices[0].delta.content]
+    )
+
+
+async def test_the_openai_sdk_talks_to_it_and_each_request_is_one_line() -> None:
+    async with server("--tokens", "7", "--key", "sk-test") as gateway:
+        base_url = await gateway.base_url()
+        assert await gateway.until_printed(r"^key       sk-test$")
+        async with sdk(base_url, "sk-test") as client, sdk(base_url, "sk-mine") as stranger:
+            assert await ask(client) == 7
+            with pytest.raises(openai.AuthenticationError):
+                await ask(stranger)
+        await gateway.until_printed("401")
+        assert gateway.log == [
+            "POST /v1/chat/completions 200 key 1 7 tokens",
+            "POST /v1/chat/completions 401",
+        ]
+        assert "sk-mine" not in gateway.printed
+
+
+async def test_the_curl_line_that_it_prints_works() -> None:
+    async with server("--tokens", "3") as gateway:
+        await gateway.until_printed(r"^Ctrl-C")
+        command = gateway.printed.split("\n\n")[1]
+        assert command.startswith("curl ")
+        answer = await trio.run_process(["sh", "-c", f"{command} -s"], capture_stdout=True)
+        assert answer.stdout.endswith(b"data: [DONE]\n\n")
+
+
+async def test_faults_strike_where_the_options_say() -> None:
+    async with server(
+        "--fault", "status=429 header.retry-after=2 request=1",
+        "--fault", "cut token=3 times=2",
+        "--fault", "status=503 path=/auth times=forever",
+    ) as gateway:  # fmt: skip
+        base_url = await gateway.base_url()
+        async with sdk(base_url, "gw_test_1") as client:
+            with pytest.raises(openai.RateLimitError) as limited:
+                await ask(client)
+            assert limited.value.response.headers["retry-after"] == "2"
+            for _ in range(2):
+                with pytest.raises((openai.APIConnectionError, httpx2.RemoteProtocolError)):
+                    await ask(client)
+            assert await ask(client) == 60
+        root = base_url.removesuffix("/v1")
+        async with httpx2.AsyncClient() as client_of_auth:
+            for _ in range(3):
+                assert (await client_of_auth.post(f"{root}/auth", json={})).status_code == 503
+        await gateway.until_printed(r"(/auth 503.*\s+[^$]*){3}")
+        assert gateway.log == [
+            "POST /v1/chat/completions 429 key 1 fault Status",
+            *["POST /v1/chat/completions 200 key 1 3 tokens broken off fault Cut"] * 2,
+            "POST /v1/chat/completions 200 key 1 60 tokens",
+            *["POST /auth 503 fault Status"] * 3,
+        ]
+
+
+async def test_the_key_is_rotated_and_auth_gives_the_new_one() -> None:
+    async with server("--rotate-every", "0.2") as gateway:
+        base_url = await gateway.base_url()
+        await gateway.until_printed(r"the key is now gw_test_3; 0 streams")
+        async with sdk(base_url, "gw_test_1") as client:
+            with pytest.raises(openai.AuthenticationError):
+                await ask(client)
+        async with httpx2.AsyncClient() as client_of_auth:
+            answer = await client_of_auth.post(base_url.removesuffix("/v1") + "/auth", json={})
+        assert re.fullmatch(r"gw_test_\d+", answer.json()["api_key"])
+
+
+async def test_with_models_named_there_are_no_others() -> None:
+    async with (
+        server("--model", "small", "--model", "large", "--tokens", "2") as gateway,
+        sdk(await gateway.base_url(), "gw_test_1") as client,
+    ):
+        assert await ask(client, "large") == 2
+        with pytest.raises(openai.NotFoundError):
+            await ask(client, "other")
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+async def test_it_stops_cleanly_while_it_streams(end: signal.Signals) -> None:
+    async with server("--fault", "stall token=1") as gateway:
+        base_url = await gateway.base_url()
+        headers = {"authorization": "Bearer gw_test_1"}
+        async with (
+            httpx2.AsyncClient(timeout=30) as client,
+            client.stream(
+                "POST", f"{base_url}/chat/completions", json=chat(), headers=headers
+            ) as response,
+        ):
+            assert response.status_code == 200
+            gateway.process.send_signal(end)
+            await gateway.until_printed("^stopped$")
+            with trio.fail_after(30):
+                assert await gateway.process.wait() == 0
+            with pytest.raises(httpx2.RemoteProtocolError):
+                await response.aread()
+
+
+async def test_a_port_that_is_taken_is_one_clear_line() -> None:
+    async with FakeGateway().listen() as base_url:
+        port = base_url.removesuffix("/v1").rpartition(":")[2]
+        run = await run_piped("gateway", "--port", port)
+    assert run.returncode == 1
+    assert run.stdout == b""
+    assert re.fullmatch(
+        rf"gz-trio: cannot listen at 127.0.0.1, port {port} .*\n", run.stderr.decode()
+    )
+
+
+# Faults in words
+
+EVERY_FAULT = [
+    "status=503 message='try later' dialect=openai type=t code=c header.x-a=b",
+    "status=418 body='{\"a\": 1}' generation=2",
+    "status=500 body=text path=/v1/models",
+    "error-frame=auth_error message=m status=401 code=x dialect=openrouter done=false token=2",
+    r"error-frame data='{}\n'",
+    "cut", "cut=100 token=1", "reset after-bytes=5", "stall", "stall=90 request=2", "drip=0.1",
+    "early-done=stop done=false token=3", "early-done finish-reason=length", "empty-stream",
+    "other-text=X token=4", r"insert='data: \xff\n\n' token=1", "comment=ping times=forever",
+    "warning message='not so good'",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", EVERY_FAULT)
+def test_every_fault_can_be_had(words: str) -> None:
+    add_fault(FakeGateway(), words)
+
+
+def test_the_table_names_every_kind() -> None:
+    assert {words.partition(" ")[0].partition("=")[0] for words in EVERY_FAULT} == set(KINDS)
+
+
+async def test_bytes_are_inserted_as_they_are_written() -> None:
+    gateway = FakeGateway(tokens=1)
+    add_fault(gateway, r"insert=': gr\xfc\xdfe → ü\n\n'")
+    async with gateway.http_client() as client:
+        headers = {"authorization": f"Bearer {gateway.key}"}
+        answer = await client.post("/chat/completions", json=chat(), headers=headers)
+    assert answer.content.startswith(b": gr\xfc\xdfe " + "→ ü".encode() + b"\n\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("", "there is no ''"),
+        ("explode", "there is no 'explode'; there are status,"),
+        ("status", "status needs a status"),
+        ("status=many", "status must be a whole number"),
+        ("status=9", "from 200 to 599"),
+        ("insert token=1", "insert needs a data"),
+        ("cut sideways=1", "cut has no 'sideways'; it has after-bytes,"),
+        ("cut headers=x", "cut has no 'headers'"),
+        ("cut token=-1", "token is -1"),
+        ("cut times=often", "times must be a whole number or forever"),
+        ("cut path=/elsewhere", "path must be /v1/chat/completions or"),
+        ("status=400 dialect=klingon", "dialect must be gatewayz or"),
+        ("early-done done=perhaps", "done must be true or false"),
+        ("stall=soon", "seconds must be a number"),
+        ("empty-stream=1", "empty-stream has no ''"),
+        ("comment='half", "quot"),
+        (r"insert='\x'", "data has an escape that is none"),
+    ],
+)
+def test_what_is_no_fault_is_told_from_what_could_be(words: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match="--fault") as raised:
+        add_fault(FakeGateway(), words)
+    assert complaint in str(raised.value)
+
+
+async def test_a_bad_fault_ends_the_command_with_2() -> None:
+    run = await run_piped("gateway", "--port", "0", "--fault", "explode")
+    assert (run.returncode, run.stdout) == (2, b"")
+    assert run.stderr.decode().startswith("gz-trio: --fault 'explode': there is no 'explode'")
