@@ -28,11 +28,13 @@ class Background:
         self._name = name
         self._manager = trio.open_nursery()
 
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> trio.Nursery:
         """Not a checkpoint: opening a nursery never waits."""
         self._nursery = await self._manager.__aenter__()
         return self._nursery
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self,
         _kind: type[BaseException] | None,
@@ -44,18 +46,20 @@ class Background:
         leftover: BaseException | None = None
         try:
             # The block's exception is kept away from the nursery, which would wrap it.
-            await self._manager.__aexit__(None, None, None)
-        except BaseException as raised:
+            # Its tasks are cancelled, and bound their cleanup: so is this wait.
+            await self._manager.__aexit__(None, None, None)  # noqa: ASYNC102
+        except BaseException as raised:  # noqa: ASYNC103 - what is to come out is chosen below
             leftover = raised
         leaves = list(_leaves(leftover))
         failures = [leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)]
         for fatal in (error, *failures):
             if isinstance(fatal, KeyboardInterrupt | SystemExit):
-                return _raise(fatal, error)
+                return _raise(fatal, error)  # noqa: ASYNC910 - a nursery's end is one
         if error is not None and not _only_cancelled(error):
             for failure in failures:
                 error.add_note(f"also, in the background of the {self._name}: {failure!r}")
-            return _raise(self._without_our_cancellation(error) if failures else error, error)
+            chosen = self._without_our_cancellation(error) if failures else error
+            return _raise(chosen, error)  # noqa: ASYNC910
         if failures:
             cause = failures[0] if len(failures) == 1 else leftover
             raise GatewayError(
@@ -63,8 +67,8 @@ class Background:
                 f"({', '.join(type(failure).__name__ for failure in failures)})"
             ) from cause
         if error is None and leaves:
-            return _raise(leaves[0], error)
-        return False
+            return _raise(leaves[0], error)  # noqa: ASYNC910
+        return False  # noqa: ASYNC910
 
     def _without_our_cancellation(self, error: BaseException) -> BaseException:
         """A group of the block's own, less the `Cancelled`s with which our failure reached it."""

@@ -217,7 +217,7 @@ class Authenticator:
         self._dispatch(decision)
         match decision:
             case UseKey(key):
-                return key
+                return key  # noqa: ASYNC910 - whoever calls has made a checkpoint
             case Fail(error):
                 raise _own(error)
             case _:
@@ -263,7 +263,9 @@ class Authenticator:
         self._machine.unwound(flight)
 
     @enable_ki_protection
-    async def _exchange(self, flight: Flight, refresh: Refresh) -> None:
+    async def _exchange(  # noqa: ASYNC910 - one, unless the lease fails before it waits
+        self, flight: Flight, refresh: Refresh
+    ) -> None:
         """From the lease to the written key; whatever fails is the result of the flight."""
         try:
             async with self._store.lease():
@@ -276,7 +278,7 @@ class Authenticator:
                 self._failed(flight, group if passing is None else failed)
             if passing is not None:
                 raise passing from None
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103 - Cancelled has gone on above
             self._failed(flight, error)
 
     def _failed(self, flight: Flight, error: BaseException) -> None:
@@ -296,33 +298,34 @@ class Authenticator:
             self._machine.calling(flight)
             try:
                 key = _next_key(await _call(refresh, record.key), record.key)
-            except GatewayError as error:
-                match classify_refresh_failure(error):
-                    case RefreshFailure.UNREACHABLE:
-                        self._unreachable = error
-                        wait = max(backoff * random.uniform(0.5, 1), error.hints.retry_after or 0)
-                        backoff = min(2 * backoff, BACKOFF_LIMIT_SECONDS)
-                        _log.info("the refresh did not reach its server, again in %.1f s", wait)
-                        await trio.sleep(wait)
-                        continue
-                    case RefreshFailure.UNKNOWN if may_repeat_unknown:
-                        may_repeat_unknown = False
-                        continue
-                    case RefreshFailure.REFUSED:
-                        await self._refuse(flight, _refresh_error(error))
-                        return
-                    case _:
-                        raise
-            await shielded_after_cancel(KEEP_RESULT_SECONDS, self._keep, flight, key)
-            return
+            except GatewayError as raised:
+                error = raised
+            else:
+                await shielded_after_cancel(KEEP_RESULT_SECONDS, self._keep, flight, key)
+                return
+            match classify_refresh_failure(error):
+                case RefreshFailure.UNREACHABLE:
+                    self._unreachable = error
+                    wait = max(backoff * random.uniform(0.5, 1), error.hints.retry_after or 0)
+                    backoff = min(2 * backoff, BACKOFF_LIMIT_SECONDS)
+                    _log.info("the refresh did not reach its server, again in %.1f s", wait)
+                    await trio.sleep(wait)
+                case RefreshFailure.UNKNOWN if may_repeat_unknown:
+                    may_repeat_unknown = False
+                case RefreshFailure.REFUSED:
+                    await self._refuse(flight, _refresh_error(error))
+                    return
+                case _:
+                    raise error
 
-    async def _keep(self, flight: Flight, key: Key) -> None:
+    # No checkpoint where somebody was faster; the store's are in `_replace` and `_load`.
+    async def _keep(self, flight: Flight, key: Key) -> None:  # noqa: ASYNC910
         """Write the new key, unless somebody was faster; then settle the flight with it."""
         flight.returned = True
         if flight.rejected is not None and key.value == flight.rejected.value:
             with self._settling():
                 self._machine.settle(flight, AuthenticationError("Authentication failed"))
-            return
+            return  # noqa: ASYNC910
         while self._machine.still_holds(flight):
             record = self._machine.record
             if await self._replace(record, replace(record, key=key, refused=False)):
@@ -403,11 +406,11 @@ class Authenticator:
         return written
 
     async def _write(self, key: Key | None, *, new_epoch: bool) -> None:
-        written = False
-        while not written:
+        while True:
             record = await self._load()
             new = Record(epoch=record.epoch + new_epoch, key=key and replace(key, generation=0))
-            written = await self._replace(record, new)
+            if await self._replace(record, new):
+                return
 
     @enable_ki_protection
     def _observe(self, record: Record) -> None:

@@ -323,9 +323,7 @@ async def open_session(
                 now=now,
             )
         )
-        async with gateway.open_session(
-            model, messages=messages, extra_body=extra_body
-        ) as session:
+        async with gateway.open_session(model, messages=messages, extra_body=extra_body) as session:
             yield session
 
 

@@ -285,7 +285,7 @@ class Reply:
     # Receiving
 
     @trio.lowlevel.enable_ki_protection
-    async def run(self) -> None:
+    async def run(self) -> None:  # noqa: ASYNC910 - one, unless the first one's failure ends it
         """The receiving task: to the end of the reply, whichever it is. For `Gateway` alone."""
         # What a reader gets who waits while this task crashes.
         end: Exception | None = APIConnectionError("the reply's background task has failed")
@@ -349,10 +349,13 @@ class Reply:
             rejected = await self._recover(key, attempt, failure, in_frame)
             key = await self._next_key(rejected)
 
-    async def _recover(
+    async def _recover(  # noqa: ASYNC910
         self, key: Key, attempt: Attempt, failure: GatewayError, in_frame: bool
     ) -> Key | None:
-        """Wait as long as `failure` asks for. The key that needs a refresh, if one does."""
+        """Wait as long as `failure` asks for. The key that needs a refresh, if one does.
+
+        A checkpoint where it waits; what follows, `_next_key`, is one always.
+        """
         step = self._recovery.after(
             failure,
             generation=key.generation,
@@ -363,7 +366,7 @@ class Reply:
         match step:
             case Refresh():
                 self._pause(Paused("refresh"))
-                return key
+                return key  # noqa: ASYNC910
             case Wait(seconds, rate_limited):
                 self._pause(RateLimited(seconds) if rate_limited else Paused("reconnect"))
                 await trio.sleep(seconds)
@@ -423,7 +426,7 @@ class Reply:
             if response is not None:
                 await response.aclose()
 
-    async def _receive(
+    async def _receive(  # noqa: ASYNC910 - one, unless `receive` fails before its own
         self,
         response: Response,
         key: Key,
@@ -607,9 +610,11 @@ async def _read_error_body(response: Response) -> bytes:
     """The body as far as it comes: the status counts, whatever becomes of the rest."""
     body = bytearray()
     with suppress(GatewayError), trio.move_on_after(ERROR_BODY_SECONDS):
-        while len(body) < MAX_ERROR_BODY and (data := await response.receive()):
+        while data := await response.receive():
             body += data
-    return bytes(body)
+            if len(body) >= MAX_ERROR_BODY:
+                break
+    return bytes(body)  # noqa: ASYNC910 - one, unless `receive` fails before its own
 
 
 async def _read_completion(response: Response) -> bytes:

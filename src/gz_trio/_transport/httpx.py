@@ -58,9 +58,12 @@ class HttpxTransport:
         self._lanes.append(lane)
         return lane
 
-    async def aclose(self) -> None:
-        """Close the clients of our own, in a bounded time even if cancelled."""
-        with trio.move_on_after(CLOSE_SECONDS, shield=True):
+    async def aclose(self) -> None:  # noqa: ASYNC910
+        """Close the clients of our own, in a bounded time even if cancelled.
+
+        A checkpoint, unless there are none.
+        """
+        with trio.move_on_after(CLOSE_SECONDS, shield=True):  # noqa: ASYNC912
             for lane in self._lanes:
                 await lane.client.aclose()
 

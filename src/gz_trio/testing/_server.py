@@ -149,7 +149,7 @@ async def serve(stream: trio.abc.Stream, handle: Callable[[Exchange], Awaitable[
 async def _next_exchange(stream: trio.abc.Stream, connection: h11.Connection) -> Exchange | None:
     request: h11.Request | None = None
     body = bytearray()
-    while True:
+    while True:  # noqa: ASYNC913 - h11 has few events without more data, which is waited for
         try:
             event = connection.next_event()
         except h11.RemoteProtocolError as exc:
