@@ -75,7 +75,9 @@ class Background:
         kept = error
         if isinstance(error, BaseExceptionGroup) and trio.current_effective_deadline() > -inf:
             group = cast("BaseExceptionGroup[BaseException]", error)
-            kept = group.split(trio.Cancelled)[1] or kept
+            cancelled, rest = group.split(trio.Cancelled)
+            if cancelled is not None:  # `split` makes a new group even of one that has none
+                kept = rest or kept
         return kept
 
 
