@@ -549,6 +549,19 @@ async def test_rule_13_after_one_wait_in_vain_it_fails_at_once_until_the_store_c
         assert scope.cancelled_caught
 
 
+async def test_rule_13_a_newer_key_in_a_store_that_tells_of_no_changes_is_found(
+    autojump_clock: MockClock,
+) -> None:
+    store = SharedStore("sk-1")
+    deaf = SharedStore()
+    deaf.load, deaf.replace, deaf.lease = store.load, store.replace, store.lease
+    async with open_authenticator(deaf) as authenticator:
+        with pytest.raises(RefreshTimeout):
+            await authenticator.refresh("sk-1")
+        await store.written_by_another(key=Key("sk-2"))
+        assert (await authenticator.refresh("sk-1")).value == "sk-2"
+
+
 async def test_rule_13_a_plain_key_fails_at_once() -> None:
     async with open_authenticator(MemoryKeyStore("sk-1")) as authenticator:
         with pytest.raises(AuthenticationError, match=r"^Authentication failed$"):

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import threading
 import traceback
@@ -749,3 +750,64 @@ def test_a_file_that_was_cut_anywhere_is_an_error(end: int) -> None:
     data = document(3, "sk-secret")[:end].encode()
     with pytest.raises(KeyStoreError):
         parse(PATH, "default", data)
+
+
+# What others do to the file
+
+
+def replace_by_rename(path: Path, content: str) -> None:
+    other = path.with_name("other")
+    other.touch(0o600)
+    other.write_text(content)
+    os.replace(other, path)
+
+
+def move_a_link(path: Path, content: str) -> None:
+    """As Kubernetes changes a secret: the key's name stays, what it points to is another file."""
+    target = path.with_name("target-2")
+    target.touch(0o600)
+    target.write_text(content)
+    link = path.with_name("link")
+    link.symlink_to(target)
+    os.replace(link, path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+@pytest.mark.parametrize("change", [Path.write_text, replace_by_rename, move_a_link])
+async def test_a_change_by_somebody_else_is_told_when_it_is_made(
+    tmp_path: Path, change: Callable[[Path, str], object]
+) -> None:
+    path = tmp_path / "key"
+    if change is move_a_link:
+        (tmp_path / "target-1").touch(0o600)
+        path.symlink_to(tmp_path / "target-1")
+    else:
+        path.touch(0o600)
+    path.write_text("sk-1\n")
+    store = FileKeyStore(path)
+    await store.load()
+    async with store.changes() as changes:
+        change(path, "sk-2\n")
+        with trio.fail_after(10):
+            await changes.receive()
+    key = (await store.load()).key
+    assert key is not None
+    assert key.value == "sk-2"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+async def test_a_file_that_is_damaged_meanwhile_stops_nothing_and_is_told_once_it_is_whole(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "key"
+    path.touch(0o600)
+    path.write_text("sk-1\n")
+    store = FileKeyStore(path)
+    await store.load()
+    async with store.changes() as changes:
+        path.write_text('{"format": 1, "profi')
+        with pytest.raises(KeyStoreError):
+            await store.load()
+        path.write_text("sk-2\n")
+        with trio.fail_after(10):
+            await changes.receive()

@@ -139,6 +139,13 @@ class Authenticator:
                 refresh callable, or another account has signed in.
         """
         await checkpoint()
+        if self._refresh is None:
+            # With a callable the refresh task reads the store first (rule 11); without one nobody
+            # else would, where the store cannot tell of changes.
+            try:
+                await self._load()
+            except (GatewayError, OSError) as error:
+                raise _refresh_error(error) from error
         return await self._follow(
             self._machine.rejected(rejected, now=trio.current_time(), origin=origin, model=model)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import trio
@@ -32,7 +32,6 @@ from .lines import PipedLines, TypedLines
 from .run import INTERRUPTED, UsageError, complain
 
 KEY_VARIABLES = ("GZ_API_KEY", "OPENAI_API_KEY")
-KEY_FILE_SECONDS = 1.0
 
 
 class Chat:
@@ -94,8 +93,6 @@ class Chat:
             signals = stack.enter_context(trio.open_signal_receiver(signal.SIGINT))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_on, signals)
-                if isinstance(self._store, FileKeyStore):
-                    nursery.start_soon(_look_at, self._store)
                 code = await self._converse(session)
                 nursery.cancel_scope.cancel()
         return code
@@ -200,11 +197,3 @@ class Chat:
         if self._key_file is None or self._refresh_command is not None:
             return ""
         return f" write a new key into {self._key_file}"
-
-
-async def _look_at(store: FileKeyStore) -> None:
-    """Have a key noticed that somebody writes into the file: the store tells what a load saw."""
-    while True:
-        with suppress(GatewayError):  # half written: the next look will do
-            await store.load()
-        await trio.sleep(KEY_FILE_SECONDS)

@@ -11,7 +11,8 @@ import shlex
 import stat
 import tempfile
 import warnings
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -21,6 +22,7 @@ from ..._protocol.errors import KeyStoreError
 from ..._protocol.keys import Record
 from ._key_file import LIMIT, Content, parse, serialize
 from ._shared import Changes, replaced
+from ._watch import watching
 
 
 class _Profile:
@@ -168,13 +170,23 @@ class FileKeyStore:
         self._warn_if_open_to_others(content)
         return written is not None
 
-    def changes(self) -> AbstractAsyncContextManager[trio.abc.ReceiveChannel[None]]:
-        """Tells of changes; see `KeyStore.changes`. Entering and leaving are no checkpoints.
+    @asynccontextmanager
+    async def changes(self) -> AsyncGenerator[trio.abc.ReceiveChannel[None]]:
+        """Tells of changes; see `KeyStore.changes`.
 
-        Of a change that somebody else made to the file it tells once a `load` has seen it.
+        Of a change that somebody else made to the file it tells at once on Linux, where its
+        folder exists and is local; elsewhere once a `load` has seen it.
         """
         _, profile = self._shared()
-        return profile.changes.subscribe()
+        async with (
+            profile.changes.subscribe() as channel,
+            watching({self._path, Path(self._name)}, self._look),
+        ):
+            yield channel
+
+    async def _look(self) -> None:  # noqa: ASYNC910 - one, unless the lock is broken
+        with suppress(KeyStoreError):  # half written: the end of the writing comes as a change too
+            await self.load()
 
     def lease(self) -> AbstractAsyncContextManager[None]:
         """The right to refresh; entering is a checkpoint, leaving is not.
