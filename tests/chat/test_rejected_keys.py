@@ -371,3 +371,22 @@ async def test_a_401_on_a_retry_is_refreshed_like_any_other(autojump_clock: Mock
         told = await tell(gateway)
     assert told.text == fake.intended(BODY)
     assert (statuses(fake), fake.refreshes) == ([200, 401, 200], 1)
+
+
+@pytest.mark.parametrize("refresh", ["none", "refused"])
+async def test_an_authentication_error_tells_what_the_gateway_said_of_the_key(
+    refresh: str,
+) -> None:
+    fake = FakeGateway()
+    fake.fault(
+        Status(401, dialect="openai", code="invalid_api_key", headers={"x-request-id": "req-7"}),
+        times=None,
+    )
+    fake.refuse_refresh = True
+    async with open_over(fake, refresh=None if refresh == "none" else "fake") as gateway:
+        told = await tell(gateway)
+    error = told.error
+    assert isinstance(error, AuthenticationError)
+    assert (error.status, error.code, error.request_id) == (401, "invalid_api_key", "req-7")
+    assert error.body is not None
+    assert error.__cause__ is not None

@@ -347,7 +347,18 @@ class Reply:
                 failure, in_frame = error, False
             attempt.error = failure
             rejected = await self._recover(key, attempt, failure, in_frame)
-            key = await self._next_key(rejected)
+            try:
+                key = await self._next_key(rejected)
+            except AuthenticationError as error:
+                # What the gateway said of the key is what its caller needs to look it up there.
+                error.status = error.status or failure.status
+                error.code = error.code or failure.code
+                error.type = error.type or failure.type
+                error.request_id = error.request_id or failure.request_id
+                error.body = error.body or failure.body
+                if error.__cause__ is None:
+                    raise error from failure
+                raise
 
     async def _recover(  # noqa: ASYNC910
         self, key: Key, attempt: Attempt, failure: GatewayError, in_frame: bool
