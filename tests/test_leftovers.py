@@ -8,7 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -213,6 +213,6 @@ def test_the_check_finds_a_generator_and_a_descriptor_that_are_left_behind(
 
     with pytest.raises(AssertionError, match="Async generator"), nothing_left_behind():
         trio.run(leave_a_generator)
-    with pytest.raises(AssertionError, match="left_open"), nothing_left_behind():
-        file = (tmp_path / "left_open").open("w")
-    file.close()
+    files = ExitStack()
+    with files, pytest.raises(AssertionError, match="left_open"), nothing_left_behind():
+        files.enter_context((tmp_path / "left_open").open("w"))

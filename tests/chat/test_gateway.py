@@ -15,15 +15,12 @@ from gz_trio import (
     BadRequestError,
     GatewayError,
     Key,
-    MemoryKeyStore,
-    StreamInterrupted,
     Timeouts,
-    open_authenticator,
     open_gateway,
     open_session,
 )
 from gz_trio._chat.gateway import KeyHeader
-from gz_trio.testing import Cut, FakeGateway, Status
+from gz_trio.testing import Cut, FakeGateway
 from tests.chats import BODY, open_over, tell
 
 KEY = "gw_live_secret"
@@ -217,40 +214,8 @@ async def test_a_key_header_that_is_none_is_a_clear_error() -> None:
             pass
 
 
-@pytest.mark.parametrize("model", ["", " "])
-async def test_an_empty_model_is_a_clear_error(model: str) -> None:
-    with pytest.raises(ValueError, match="the model's name is empty"):
-        async with open_session(FakeGateway.base_url, model=model, key=KEY):
-            pass
-
-
 async def refresh(_: Key | None) -> str:
     return KEY
-
-
-async def test_a_session_needs_exactly_one_way_to_a_key() -> None:
-    async with open_authenticator(MemoryKeyStore(KEY)) as authenticator:
-        store = MemoryKeyStore(KEY)
-        url = FakeGateway.base_url
-        for opened, words in (
-            (open_session(url, model="m"), "no key"),
-            (open_session(url, model="m", key=KEY, store=store), "key and store"),
-            (
-                open_session(url, model="m", key=KEY, authenticator=authenticator),
-                "key and authenticator",
-            ),
-            (
-                open_session(url, model="m", store=store, authenticator=authenticator),
-                "store and authenticator",
-            ),
-            (
-                open_session(url, model="m", refresh=refresh, authenticator=authenticator),
-                "open_authenticator",
-            ),
-        ):
-            with pytest.raises(ValueError, match=words):
-                async with opened:
-                    pass
 
 
 async def test_something_that_is_no_httpx_client_is_a_type_error() -> None:
@@ -261,49 +226,6 @@ async def test_something_that_is_no_httpx_client_is_a_type_error() -> None:
 
 
 # Sessions
-
-
-async def test_a_session_keeps_the_conversation_and_sends_it_with_each_turn(
-    autojump_clock: MockClock,
-) -> None:
-    fake = FakeGateway()
-    system: dict[str, object] = {"role": "system", "content": "Be brief."}
-    async with (
-        open_over(fake) as gateway,
-        gateway.open_session("fake-model", messages=[system]) as session,
-    ):
-        first = await session.ask("One?")
-        async with session.stream({"role": "user", "content": "Two?"}) as reply:
-            second = "".join([delta.text async for delta in reply])
-    user = [{"role": "user", "content": text} for text in ("One?", "Two?")]
-    assistant = [{"role": "assistant", "content": text} for text in (first, second)]
-    assert session.messages == [system, user[0], assistant[0], user[1], assistant[1]]
-    sent = [(request.body or {})["messages"] for request in fake.requests]
-    assert sent == [[system, user[0]], [system, user[0], assistant[0], user[1]]]
-    assert all((request.body or {})["stream_options"] for request in fake.requests)
-
-
-async def test_a_turn_that_was_not_complete_is_not_kept(autojump_clock: MockClock) -> None:
-    fake = FakeGateway(token_interval=1.0, answer=lambda _, attempt: [str(attempt), " x"])
-    async with open_over(fake) as gateway, gateway.open_session("fake-model") as session:
-        async with session.stream("left early") as reply:
-            await anext(reply)
-        with pytest.raises(KeyError):
-            async with session.stream("the user's own error") as reply:
-                async for _ in reply:
-                    pass
-                raise KeyError
-        fake.fault(Status(400))
-        with pytest.raises(BadRequestError):
-            await session.ask("refused")
-        fake.fault(Cut(), token=1)
-        with pytest.raises(StreamInterrupted):
-            async with session.stream("diverged") as reply:
-                async for _ in reply:
-                    pass
-        assert session.messages == []
-        await session.ask("complete")
-    assert [message["role"] for message in session.messages] == ["user", "assistant"]
 
 
 async def test_the_messages_given_to_a_session_are_not_changed(autojump_clock: MockClock) -> None:
