@@ -8,7 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -189,14 +189,9 @@ def test_nothing_is_left_behind_after_a_session_that_ends(
     for fault, token in faults:
         fake.fault(fault, token=token)
 
-    def run() -> None:
-        try:
+    def run() -> None:  # a function, so that it takes the exception and its frames with it
+        with pytest.raises(expected) if expected is not None else nullcontext():
             trio.run(main)
-        except BaseException as error:
-            if expected is None or not isinstance(error, expected):
-                raise
-            return
-        assert expected is None
 
     with nothing_left_behind():
         run()
