@@ -139,6 +139,7 @@ async def test_a_block_that_ends_in_a_cancelled_scope_lets_cancelled_out_bare(
         except BaseException as error:
             assert type(error) is trio.Cancelled
             raise
+    assert scope.cancelled_caught  # delivered to the tasks' end, it is not swallowed
 
 
 async def test_a_block_that_just_ends_takes_its_tasks_with_it(opened: Open) -> None:
@@ -236,6 +237,7 @@ async def test_ctrl_c_in_the_background_comes_out_as_itself_before_all_else(
                 if own is not None:
                     raise own
     assert caught.value is fatal
+    assert caught.value.__context__ is None
 
 
 async def test_a_background_failure_comes_before_an_outer_cancellation() -> None:
