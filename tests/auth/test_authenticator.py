@@ -18,6 +18,7 @@ from gz_trio import (
     Authenticator,
     AuthStatus,
     Key,
+    KeyStoreError,
     MemoryKeyStore,
     PermissionDeniedError,
     RateLimitError,
@@ -560,6 +561,25 @@ async def test_rule_13_a_newer_key_in_a_store_that_tells_of_no_changes_is_found(
             await authenticator.refresh("sk-1")
         await store.written_by_another(key=Key("sk-2"))
         assert (await authenticator.refresh("sk-1")).value == "sk-2"
+
+
+async def test_rule_13_a_store_that_is_half_written_is_waited_for(
+    autojump_clock: MockClock,
+) -> None:
+    store = SharedStore("sk-1")
+    load = store.load
+    async with open_authenticator(store) as authenticator:
+
+        async def half_written() -> Record:
+            raise KeyStoreError("half-written")
+
+        store.load = half_written
+        async with waiting(authenticator, 1) as waiters:
+            await trio.sleep(1)
+            store.load = load
+            await store.written_by_another(key=Key("sk-2"))
+        assert [key.value for key in waiters.keys] == ["sk-2"]
+        assert trio.current_time() == 1
 
 
 async def test_rule_13_a_plain_key_fails_at_once() -> None:

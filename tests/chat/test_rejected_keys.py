@@ -390,3 +390,17 @@ async def test_an_authentication_error_tells_what_the_gateway_said_of_the_key(
     assert (error.status, error.code, error.request_id) == (401, "invalid_api_key", "req-7")
     assert error.body is not None
     assert error.__cause__ is not None
+
+
+async def test_a_reply_that_begins_during_a_refresh_says_that_it_waits(
+    autojump_clock: MockClock,
+) -> None:
+    fake = FakeGateway(auth_latency=5.0)
+    async with open_over(fake) as gateway:
+        fake.rotate()
+        gateway.authenticator.request_refresh()
+        told = await tell(gateway)
+    assert told.events[:2] == [Paused("refresh"), Resumed()]
+    assert told.text == fake.intended(BODY)
+    assert told.reply.timing.paused == 5.0
+    assert (fake.refreshes, fake.rejected) == (1, 0)

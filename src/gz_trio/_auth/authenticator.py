@@ -142,10 +142,7 @@ class Authenticator:
         if self._refresh is None:
             # With a callable the refresh task reads the store first (rule 11); without one nobody
             # else would, where the store cannot tell of changes.
-            try:
-                await self._load()
-            except (GatewayError, OSError) as error:
-                raise _refresh_error(error) from error
+            await self._look()
         return await self._follow(
             self._machine.rejected(rejected, now=trio.current_time(), origin=origin, model=model)
         )
@@ -366,11 +363,7 @@ class Authenticator:
             await self._load()
             task_status.started()
             async for _ in changes:
-                try:
-                    await self._load()
-                except (GatewayError, OSError) as error:
-                    # The key in use is still good; whoever needs a newer one gets this error.
-                    _log.warning("the key store cannot be read: %s", type(error).__name__)
+                await self._look()
 
     @enable_ki_protection
     async def _refresh_early(self) -> None:
@@ -391,6 +384,13 @@ class Authenticator:
             if start is not None:
                 self._dispatch(start)
             await observed.wait()
+
+    async def _look(self) -> None:  # noqa: ASYNC910 - one, unless the store fails before its own
+        """Read the store, if it can be read: it may be half-written, and whole a moment later."""
+        try:
+            await self._load()
+        except (GatewayError, OSError) as error:
+            _log.warning("the key store cannot be read: %s", type(error).__name__)
 
     async def _load(self) -> Record:
         while True:

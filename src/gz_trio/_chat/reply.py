@@ -44,6 +44,7 @@ from .._protocol.events import (
 )
 from .._protocol.keys import Key
 from .._protocol.recovery import Recovery
+from .._protocol.refresh import AuthStatus
 from .._protocol.resume import Delivered, Diverged
 from .._protocol.retry import Raise, Refresh, Wait
 from .._protocol.settings import ResumePolicy, RetryPolicy, Timeouts
@@ -392,6 +393,8 @@ class Reply:
     async def _next_key(self, rejected: Key | None) -> Key:
         try:
             if rejected is None:
+                if self._authenticator.state.status is AuthStatus.AUTHENTICATING:
+                    self._pause(Paused("refresh"))
                 key = await self._authenticator.key()
             else:
                 key = await self._authenticator.refresh(
