@@ -76,6 +76,7 @@ class Delivered:
         self._tool_calls: set[tuple[int, int]] = set()
         self._raw_events: Counter[RawEvent] = Counter()
         self._raw_events_repeated: Counter[RawEvent] = Counter()
+        self._may_go_on = False
         self.repeating = False
 
     @property
@@ -95,10 +96,9 @@ class Delivered:
 
     def begin_attempt(self) -> None:
         """The same request was sent again: what follows begins anew."""
-        if not self.content:
-            # An end without anything before it: an empty reply, which is asked for anew.
-            self._finish_reasons.clear()
-        self.repeating = self.content
+        # What ended without any content was an empty reply: asked for again, it may have some.
+        self._may_go_on = not self.content
+        self.repeating = self.content or bool(self._finish_reasons)
         self._raw_events_repeated.clear()
         for channel in self._channels.values():
             channel.rewind()
@@ -110,6 +110,7 @@ class Delivered:
         self._tool_calls.clear()
         self._raw_events.clear()
         self._raw_events_repeated.clear()
+        self._may_go_on = False
         self.repeating = False
 
     def is_new(self, event: RawEvent) -> bool:
@@ -139,7 +140,7 @@ class Delivered:
             return delta
         self.repeating = bool(self._finish_reasons or self._tool_calls) or self._behind()
         goes_on = choice in self._finish_reasons and finish_reason is None
-        if goes_on and (text or reasoning or tool_calls):
+        if goes_on and (text or reasoning or tool_calls) and not self._may_go_on:
             raise Diverged
         if not (text or reasoning or tool_calls or finish_reason or delta.usage):
             return None
@@ -199,7 +200,8 @@ class Delivered:
             return None
         if self._behind(delta.choice):
             raise Diverged
-        if delta.choice in self._finish_reasons:
+        known = self._finish_reasons.get(delta.choice)
+        if known is not None and (known == delta.finish_reason or not self._may_go_on):
             return None
         self._finish_reasons[delta.choice] = delta.finish_reason
         return delta.finish_reason

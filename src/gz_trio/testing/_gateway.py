@@ -13,6 +13,7 @@ import httpx
 import msgspec
 import trio
 
+from .._background import Background
 from .._protocol import errors
 from .._protocol.events import Delta
 from .._protocol.keys import Key
@@ -35,7 +36,6 @@ from ._faults import (
 )
 from ._keys import KeyRing
 from ._memory import HttpxModule, MemoryStream, memory_client, memory_connection
-from ._nursery import flat_nursery
 from ._plan import FaultPlan, Path
 from ._server import Exchange, HangUp, Interruptible, leave, serve
 
@@ -369,7 +369,7 @@ class FakeGateway:
         {'detail': 'Authorization header is required'}
         """
         listeners = await trio.open_tcp_listeners(port, host=host)
-        async with flat_nursery() as nursery:
+        async with Background("fake gateway") as nursery:
             await nursery.start(partial(trio.serve_listeners, self.serve_stream, listeners))
             address, bound_port = listeners[0].socket.getsockname()[:2]
             address = f"[{address}]" if ":" in address else address
@@ -378,7 +378,7 @@ class FakeGateway:
     @asynccontextmanager
     async def connect(self) -> AsyncGenerator[trio.abc.Stream]:
         """One in-memory connection; gives the client's end, which is closed after the block."""
-        async with flat_nursery() as nursery:
+        async with Background("fake gateway") as nursery:
             stream = await self._connect(nursery)
             try:
                 yield stream
@@ -411,7 +411,7 @@ class FakeGateway:
 
     @asynccontextmanager
     async def _http_client(self, module: HttpxModule[_ClientT]) -> AsyncGenerator[_ClientT]:
-        async with flat_nursery() as nursery:
+        async with Background("fake gateway") as nursery:
             client = memory_client(module, self.base_url, _HOST, partial(self._connect, nursery))
             try:
                 yield client
