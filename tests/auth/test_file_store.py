@@ -13,6 +13,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -811,3 +812,30 @@ async def test_a_file_that_is_damaged_meanwhile_stops_nothing_and_is_told_once_i
         path.write_text("sk-2\n")
         with trio.fail_after(10):
             await changes.receive()
+
+
+def inotify_limit() -> int:
+    return int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+async def test_more_stores_than_the_system_has_watches_all_see_what_one_sees(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limit = inotify_limit()
+    if limit > 1000:
+        pytest.skip(f"this system gives {limit} inotify instances: too many to use up")
+    path = tmp_path / "key"
+    path.touch(0o600)
+    path.write_text("sk-1\n")
+    async with AsyncExitStack() as stack:
+        channels: list[trio.abc.ReceiveChannel[None]] = []
+        for _ in range(limit + 1):
+            store = FileKeyStore(path)
+            await store.load()
+            channels.append(await stack.enter_async_context(store.changes()))
+        path.write_text("sk-2\n")
+        with trio.fail_after(20):
+            for channel in channels:
+                await channel.receive()
+    assert "are not noticed" in caplog.text

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import trio
 
 from ..._background import Background
+
+_log = logging.getLogger("gz_trio.auth")
 
 
 @asynccontextmanager
@@ -21,6 +24,9 @@ async def watching(
     Their folders are watched, since a file that is replaced is another file; a folder that does
     not exist is not. Several changes in short succession may be one call. Entering is no
     checkpoint; changes count from then on.
+
+    Where the system has no watch left to give (it counts them by user), or does not let this
+    user watch the folder, it tells nothing, and says so in the log.
     """
     if sys.platform != "linux":
         yield
@@ -36,9 +42,14 @@ async def watching(
             if names & {event.name for event in inotify.read(timeout=0)}:
                 await changed()
 
-    with INotify(nonblocking=True) as inotify:
-        for folder in {file.parent for file in files if file.parent.is_dir()}:
-            inotify.add_watch(folder, events)
-        async with Background("key file's watch") as nursery:
+    async with AsyncExitStack() as stack:
+        try:
+            inotify = stack.enter_context(INotify(nonblocking=True))
+            for folder in {file.parent for file in files if file.parent.is_dir()}:
+                inotify.add_watch(folder, events)
+        except OSError as error:
+            _log.warning("the key file's changes are not noticed: %s", error.strerror)
+        else:
+            nursery = await stack.enter_async_context(Background("key file's watch"))
             nursery.start_soon(watch, inotify)
-            yield
+        yield
