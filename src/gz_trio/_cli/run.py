@@ -24,7 +24,8 @@ def run(command: Callable[[], Awaitable[int]]) -> int:
     """Run a command under Trio; gives the exit code."""
     code = 1
     try:
-        code = trio.run(command)
+        # Elsewhere Ctrl-C could fall into the start of a task, which its nursery then waits for.
+        code = trio.run(command, restrict_keyboard_interrupt_to_checkpoints=True)
     except* KeyboardInterrupt:
         code = INTERRUPTED
     except* BrokenPipeError:

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import trio
+from trio.lowlevel import enable_ki_protection
 
 from ..._background import Background
 
@@ -16,6 +17,7 @@ _log = logging.getLogger("gz_trio.auth")
 
 
 @asynccontextmanager
+@enable_ki_protection
 async def watching(
     files: set[Path], changed: Callable[[], Awaitable[None]]
 ) -> AsyncGenerator[None]:
