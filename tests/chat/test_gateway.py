@@ -171,6 +171,7 @@ async def test_a_streams_own_timeouts_come_before_the_gateways(
         ("api.gatewayz.ai/v1", "must begin with https:// or http://"),
         ("", "must begin with https:// or http://"),
         ("ftp://api.gatewayz.ai", "must begin with https:// or http://"),
+        ("http://[x", "must begin with https:// or http://"),
         ("https://", "name a host"),
         ("//api.gatewayz.ai", "must begin with https:// or http://"),
         (f"https://user:{KEY}@api.gatewayz.ai/v1", "give the key apart"),

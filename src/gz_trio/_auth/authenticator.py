@@ -223,7 +223,7 @@ class Authenticator:
             case UseKey(key):
                 return key  # noqa: ASYNC910 - whoever calls has made a checkpoint
             case Fail(error):
-                raise _own(error)
+                raise error.another()
             case _:
                 await self._landed.wait()
                 return _read(decision.flight)
@@ -463,6 +463,7 @@ class Authenticator:
 
 
 @asynccontextmanager
+@enable_ki_protection
 async def open_authenticator(
     store: KeyStore,
     refresh: Refresh | None = None,
@@ -570,19 +571,12 @@ def _refresh_error(error: BaseException) -> RefreshError:
     return wrapped
 
 
-def _own(error: GatewayError) -> GatewayError:
-    """A waiter's own exception: one object raised in many tasks would mix their tracebacks."""
-    copy = error.another()
-    copy.__cause__ = error.__cause__
-    return copy
-
-
 def _read(flight: Flight) -> Key:
     """The flight's result for one waiter. An `Outcome` can be unwrapped only once: it is read."""
     match flight.result:
         case outcome.Value(value=Key() as key):
             return key
         case outcome.Error(error=GatewayError() as error):
-            raise _own(error)
+            raise error.another()
         case _:
             raise RefreshError("authenticator closed")

@@ -82,7 +82,7 @@ class CommandRefresh:
         # The arguments may hold secrets.
         return f"<CommandRefresh {self._argv[0]!r}>"
 
-    async def __call__(self, rejected: Key | None) -> Key:  # noqa: ARG002
+    async def __call__(self, rejected: Key | None) -> Key:  # noqa: ARG002 - no place for it
         """Run the program once. A checkpoint.
 
         Raises:
@@ -335,7 +335,7 @@ class GatewayRefresh:
     def __repr__(self) -> str:
         return f"<GatewayRefresh {self._origin}>"
 
-    async def __call__(self, rejected: Key | None) -> Key:  # noqa: ARG002
+    async def __call__(self, rejected: Key | None) -> Key:  # noqa: ARG002 - the token is sent
         """Exchange the token for a key, once. A checkpoint.
 
         Raises:

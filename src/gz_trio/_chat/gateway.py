@@ -10,13 +10,14 @@ from typing import Literal
 
 import httpx
 import msgspec
+from trio.lowlevel import enable_ki_protection
 
 from .._auth.authenticator import Authenticator, Refresh, open_authenticator
 from .._auth.stores import KeyStore, MemoryKeyStore
 from .._background import Background
 from .._protocol.keys import Key
 from .._protocol.settings import ResumePolicy, RetryPolicy, Timeouts
-from .._transport.httpx import open_httpx_transport
+from .._transport.httpx import open_httpx_transport, origin_of
 from .._transport.interface import Request, Transport
 from .reply import Reply, ReplySettings
 from .session import Session
@@ -43,7 +44,7 @@ class Gateway:
         now: Callable[[], float],
     ) -> None:
         self._base_url = _checked_base_url(base_url)
-        self._origin = _origin(self._base_url)
+        self._origin = origin_of(self._base_url)
         self._authenticator = authenticator
         self._transport = transport
         if key_header.lower() not in _KEY_HEADERS:
@@ -100,6 +101,7 @@ class Gateway:
         yield Session(self, model, messages, extra_body)
 
     @asynccontextmanager
+    @enable_ki_protection
     async def stream(
         self,
         body: Mapping[str, object],
@@ -178,6 +180,7 @@ class Gateway:
 
 
 @asynccontextmanager
+@enable_ki_protection
 async def open_gateway(
     base_url: str,
     auth: Authenticator | Key | str,
@@ -212,30 +215,25 @@ async def open_gateway(
 
     An example is at `Gateway.stream`.
     """
-    settings = ReplySettings(
-        retry or RetryPolicy(), resume or ResumePolicy(), timeouts or Timeouts()
-    )
-
-    def make(authenticator: Authenticator) -> Gateway:
-        return Gateway(
+    async with AsyncExitStack() as stack:
+        transport = await stack.enter_async_context(open_httpx_transport(http_client))
+        if not isinstance(auth, Authenticator):
+            auth = await stack.enter_async_context(open_authenticator(MemoryKeyStore(auth)))
+        yield Gateway(
             base_url,
-            authenticator,
+            auth,
             transport,
             headers=headers,
             key_header=key_header,
-            settings=settings,
+            settings=ReplySettings(
+                retry or RetryPolicy(), resume or ResumePolicy(), timeouts or Timeouts()
+            ),
             now=now,
         )
 
-    async with open_httpx_transport(http_client) as transport:
-        if isinstance(auth, Authenticator):
-            yield make(auth)
-        else:
-            async with open_authenticator(MemoryKeyStore(auth)) as authenticator:
-                yield make(authenticator)
-
 
 @asynccontextmanager
+@enable_ki_protection
 async def open_session(
     base_url: str,
     *,
@@ -332,7 +330,8 @@ def _checked_base_url(base_url: str) -> str:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
         raise ValueError(f"the base URL {_shown(base_url)!r} is no URL: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host:
+    # httpx takes an opening bracket that was never closed for the begin of a host's name.
+    if url.scheme not in ("http", "https") or not url.host or "%5B" in url.host:
         raise ValueError(
             f"the base URL {_shown(base_url)!r} must begin with https:// or http:// and name a "
             "host, like https://api.gatewayz.ai/v1"
@@ -347,9 +346,3 @@ def _checked_base_url(base_url: str) -> str:
 def _shown(base_url: str) -> str:
     """As much of a wrong base URL as cannot be a key."""
     return base_url.partition("?")[0].partition("#")[0].rpartition("@")[2]
-
-
-def _origin(base_url: str) -> str:
-    """Scheme, host and port: what a key is proven at."""
-    url = httpx.URL(base_url)
-    return str(url.copy_with(raw_path=b"/")).rstrip("/")

@@ -280,7 +280,6 @@ class Reply:
             return error
         copy = error.another()
         copy.partial = self.text
-        copy.__cause__ = error.__cause__
         return copy
 
     # Receiving

@@ -102,6 +102,7 @@ class GatewayError(Exception):
             hints=self.hints,
         )
         copy.partial = self.partial
+        copy.__cause__ = self.__cause__
         return copy
 
 

@@ -6,11 +6,13 @@ serves, and errors are told apart by the class that the client's own module give
 
 from __future__ import annotations
 
+import ssl
 import sys
 import zlib
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import cast
 
@@ -50,15 +52,15 @@ class HttpxTransport:
             self.module.ConnectTimeout,
         )
         self._lanes = [] if client is None else [_Lane(client)]
-        self._ssl_context = httpx.create_ssl_context() if client is None else None
+        self._may_add_lanes = client is None
 
     def _choose_lane(self) -> _Lane:
         """Connections in one httpx client cost each request time; so no client gets many."""
         for lane in self._lanes:
-            if self._ssl_context is None or lane.active < REQUESTS_PER_CLIENT:
+            if not self._may_add_lanes or lane.active < REQUESTS_PER_CLIENT:
                 return lane
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        lane = _Lane(httpx.AsyncClient(limits=limits, verify=self._ssl_context or True))
+        lane = _Lane(httpx.AsyncClient(limits=limits, verify=_ssl_context()))
         self._lanes.append(lane)
         return lane
 
@@ -101,20 +103,20 @@ class HttpxTransport:
             yield
         except self._unreachable as error:
             raise APIConnectionError(
-                f"no connection to {_origin(url)}: is the gateway up, and the base URL right?"
+                f"no connection to {origin_of(url)}: is the gateway up, and the base URL right?"
             ) from error
         except (httpx_errors.LocalProtocolError, httpx_errors.UnsupportedProtocol):
             # Not chained: httpx quotes the header that it cannot send, and that may be the key's.
-            raise ProtocolError(f"the request to {_origin(url)} cannot be sent by HTTP") from None
+            raise ProtocolError(f"the request to {origin_of(url)} cannot be sent by HTTP") from None
         except httpx_errors.RemoteProtocolError:
             # Not chained either: it quotes what came, and servers echo keys.
             raise APIConnectionError(
-                f"the connection to {_origin(url)} broke: what came is no HTTP, or not all of it"
+                f"the connection to {origin_of(url)} broke: what came is no HTTP, or not all of it"
             ) from None
         except zlib.error as error:
-            raise ProtocolError(f"the answer of {_origin(url)} is badly compressed") from error
+            raise ProtocolError(f"the answer of {origin_of(url)} is badly compressed") from error
         except httpx_errors.TransportError as error:
-            raise APIConnectionError(f"the connection to {_origin(url)} broke") from error
+            raise APIConnectionError(f"the connection to {origin_of(url)} broke") from error
 
 
 class HttpxResponse:
@@ -154,7 +156,7 @@ class HttpxResponse:
             return self._decompressor.decompress(chunk)
         if self._coding in ("identity", ""):
             return chunk
-        raise ProtocolError(f"{_origin(self._url)} compresses in a way that was not asked for")
+        raise ProtocolError(f"{origin_of(self._url)} compresses in a way that was not asked for")
 
     async def aclose(self) -> None:
         """Close the response, in a bounded time even if cancelled. Call it once."""
@@ -190,6 +192,12 @@ def _module_of(client: httpx.AsyncClient) -> ModuleType:
     raise TypeError(f"http_client is a {type(client).__name__}, but must be an httpx.AsyncClient")
 
 
-def _origin(url: str) -> str:
-    """Where a request went, less the path: for messages."""
+@cache
+def _ssl_context() -> ssl.SSLContext:
+    """One for all clients: to read the system's certificates takes longer than a request."""
+    return httpx.create_ssl_context()
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port (RFC 6454): what a key is proven at, and what messages name."""
     return str(httpx.URL(url).copy_with(raw_path=b"/")).rstrip("/")
