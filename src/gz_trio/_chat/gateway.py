@@ -153,7 +153,13 @@ class Gateway:
             authenticator=self._authenticator,
             origin=self._origin,
             model=model if isinstance(model, str) else None,
-            make_request=partial(self._request, settings.timeouts.connect),
+            make_request=partial(
+                self._request,
+                "POST",
+                "/chat/completions",
+                accept="text/event-stream",
+                connect_timeout=settings.timeouts.connect,
+            ),
             contents=contents,
             settings=settings,
             now=self._now,
@@ -162,15 +168,27 @@ class Gateway:
             nursery.start_soon(reply.run)
             yield reply
 
-    def _request(self, connect_timeout: float | None, key: Key, content: bytes) -> Request:
+    def _request(
+        self,
+        method: str,
+        path: str,
+        key: Key,
+        *,
+        content: bytes = b"",
+        accept: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+        connect_timeout: float | None,
+    ) -> Request:
+        """A request to `path`, which follows the base URL."""
         bearer = self._key_header.lower() == "authorization"
         return Request(
-            "POST",
-            f"{self._base_url}/chat/completions",
+            method,
+            f"{self._base_url}{path}",
             headers={
                 **self._headers,
-                "Content-Type": "application/json",
-                "Accept": "text/event-stream",
+                **({"Content-Type": "application/json"} if content else {}),
+                "Accept": accept,
+                **(headers or {}),
                 self._key_header: f"Bearer {key.value}" if bearer else key.value,
             },
             absent=_KEY_HEADERS - {self._key_header.lower()},

@@ -131,7 +131,7 @@ class Reply:
         authenticator: Authenticator,
         origin: str,
         model: str | None,
-        make_request: Callable[[Key, bytes], Request],
+        make_request: Callable[..., Request],
         contents: list[bytes],
         settings: ReplySettings,
         now: Callable[[], float],
@@ -410,7 +410,7 @@ class Reply:
     async def _try_once(self, key: Key, attempt: Attempt) -> None:
         """One request, to the end of its answer; raises what ended it early."""
         timeouts = self._settings.timeouts
-        request = self._make_request(key, self._contents[0])
+        request = self._make_request(key, content=self._contents[0])
         first_token_by = trio.current_time() + (timeouts.first_token or inf)
         total_by = trio.current_time() + (inf if self._total_left is None else self._total_left)
         response: Response | None = None

@@ -1,0 +1,131 @@
+"""The key of one reply or call, over all its attempts, and what their failures lead to.
+
+Where the table's decisions (`_protocol.recovery`) meet the authenticator and the clock.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import trio
+
+from .._auth.authenticator import Authenticator
+from .._protocol.errors import AuthenticationError, GatewayError, RefreshError
+from .._protocol.events import Paused, RateLimited
+from .._protocol.keys import Key
+from .._protocol.recovery import Recovery
+from .._protocol.refresh import AuthStatus
+from .._protocol.retry import Raise, Refresh, Wait
+from .._protocol.settings import RetryPolicy
+
+AUTHENTICATION_FAILED = "Authentication failed after refresh attempt. Please log in again."
+
+
+class Recovering:
+    """Gives each attempt its key; after a failed one waits, refreshes, or raises.
+
+    Args:
+        authenticator: What holds the key.
+        origin: Where the key is sent to.
+        model: The model that is asked, or `None`.
+        policy: How often to try again.
+        announce: Called before each wait.
+    """
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        *,
+        origin: str,
+        model: str | None,
+        policy: RetryPolicy,
+        announce: Callable[[Paused | RateLimited], None],
+    ) -> None:
+        self._authenticator = authenticator
+        self._origin = origin
+        self._model = model
+        self._announce = announce
+        self._recovery = Recovery(policy)
+        self._key: Key | None = None
+        self._rejection: GatewayError | None = None
+
+    async def next_key(self) -> Key:
+        """The key of the next attempt: a new one, if the last one was rejected. A checkpoint.
+
+        Raises:
+            AuthenticationError: There is no key to go on with, or it is another account's.
+        """
+        rejection, self._rejection = self._rejection, None
+        try:
+            key = await self._get_key(rejection)
+            if self._key is not None and key.epoch != self._key.epoch:
+                raise AuthenticationError("another account has signed in: ask again under it")
+        except AuthenticationError as error:
+            if rejection is None:
+                raise
+            # What the gateway said of the key is what its caller needs to look it up there.
+            error.status = error.status or rejection.status
+            error.code = error.code or rejection.code
+            error.type = error.type or rejection.type
+            error.request_id = error.request_id or rejection.request_id
+            error.body = error.body or rejection.body
+            if error.__cause__ is None:
+                raise error from rejection
+            raise
+        self._key = key
+        return key
+
+    async def _get_key(self, rejection: GatewayError | None) -> Key:
+        try:
+            if rejection is None:
+                if self._authenticator.state.status is AuthStatus.AUTHENTICATING:
+                    self._announce(Paused("refresh"))
+                return await self._authenticator.key()
+            return await self._authenticator.refresh(
+                self._key, origin=self._origin, model=self._model
+            )
+        except RefreshError as error:
+            raise error.another(AUTHENTICATION_FAILED) from error
+
+    def accepted(self) -> None:
+        """The gateway answered the attempt with something that is no error."""
+        self._recovery.accepted()
+        if self._key is not None:
+            self._authenticator.accepted(self._key, origin=self._origin, model=self._model)
+
+    def progressed(self) -> None:
+        """New text came: whatever keeps failing, it is not the same thing."""
+        self._recovery.progressed()
+
+    async def after(  # noqa: ASYNC910
+        self, failure: GatewayError, *, in_frame: bool = False, mid_stream: bool = False
+    ) -> None:
+        """Wait as long as `failure` asks for.
+
+        A checkpoint where it waits; what follows, `next_key`, is one always.
+
+        Args:
+            failure: What ended the attempt.
+            in_frame: Whether a frame inside a stream said it, rather than a status.
+            mid_stream: Whether the attempt had begun to answer.
+
+        Raises:
+            GatewayError: `failure`, where there is to be no further attempt.
+        """
+        step = self._recovery.after(
+            failure,
+            generation=0 if self._key is None else self._key.generation,
+            in_frame=in_frame,
+            mid_stream=mid_stream,
+            jitter=random.random(),
+        )
+        match step:
+            case Refresh():
+                self._announce(Paused("refresh"))
+                self._rejection = failure
+            case Wait(seconds, rate_limited):
+                self._announce(RateLimited(seconds) if rate_limited else Paused("reconnect"))
+                await trio.sleep(seconds)
+            case Raise():
+                raise failure
