@@ -5,6 +5,7 @@ under Trio's `MockClock` and minutes pass in no time. Faults say what goes wrong
 ledger of requests says what the program under test really sent.
 """
 
+from ._call import SeenRequest
 from ._chunks import Shape
 from ._faults import (
     DIALECTS,
@@ -23,7 +24,7 @@ from ._faults import (
     Status,
     Warning_,
 )
-from ._gateway import Answer, FakeGateway, SeenRequest
+from ._gateway import Answer, FakeGateway
 
 __all__ = [
     "DIALECTS",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypeAlias, TypeVar, overload
 
@@ -17,27 +16,14 @@ from .._background import Background
 from .._protocol import errors
 from .._protocol.events import Delta
 from .._protocol.keys import Key
-from ._chunks import DONE, Completion, Shape, default_answer, split, text_of
-from ._faults import (
-    Comment,
-    Cut,
-    Drip,
-    EarlyDone,
-    EmptyStream,
-    ErrorFrame,
-    Fault,
-    Insert,
-    OtherText,
-    Reset,
-    Stall,
-    Status,
-    Warning_,
-    error_body,
-)
+from ._call import Call, SeenRequest
+from ._chunks import Completion, Shape, default_answer, split, text_of
+from ._faults import Cut, Fault, Reset, Stall, Status
 from ._keys import KeyRing
 from ._memory import HttpxModule, MemoryStream, memory_client, memory_connection
 from ._plan import FaultPlan, Path
-from ._server import Exchange, HangUp, Interruptible, leave, serve
+from ._server import Exchange, leave, serve
+from ._streams import Streams, marked
 
 Answer: TypeAlias = Callable[[Mapping[str, object], int], Sequence[str | Delta]]
 """Gives the tokens of an answer, from the request's body and the attempt (1, 2, ...) at it."""
@@ -46,40 +32,6 @@ _ClientT = TypeVar("_ClientT")
 
 _HOST = "gateway.test"
 _SECRET_HEADERS = {"authorization", "x-api-key", "api-key", "cookie", "proxy-authorization"}
-
-
-@dataclass(slots=True)
-class SeenRequest:
-    """What a `FakeGateway` saw of one request, and what it did with it.
-
-    Attributes:
-        method: `"POST"` or another.
-        path: `"/v1/chat/completions"`, `"/v1/models"`, `"/auth"`.
-        headers: By lower-case name; the value of one that carries a secret is `"[secret]"`.
-        body: The JSON object that came; `None` if there was none.
-        generation: Of the key that it came with; `None` for a key that never was valid.
-        status: The status that was answered; `None` until then, or if there was no answer.
-        tokens: How many tokens of the answer were sent.
-        complete: Whether the answer was sent to its proper end.
-        faults: What went wrong on purpose, in the order in which it struck.
-    """
-
-    method: str
-    path: str
-    headers: dict[str, str] = field(repr=False)
-    body: dict[str, object] | None = field(repr=False)
-    generation: int | None
-    status: int | None = None
-    tokens: int = 0
-    complete: bool = False
-    faults: list[Fault] = field(default_factory=list[Fault])
-
-
-@dataclass(slots=True, eq=False)
-class _Running(Interruptible):
-    """A stream that is being served."""
-
-    generation: int = 0
 
 
 class FakeGateway:
@@ -181,7 +133,7 @@ class FakeGateway:
         self._seen: Counter[str] = Counter()
         self._total = 0
         self._attempts: Counter[bytes] = Counter()
-        self._running: set[_Running] = set()
+        self._streams = Streams()
 
     def __repr__(self) -> str:
         return (
@@ -205,7 +157,7 @@ class FakeGateway:
     @property
     def open_streams(self) -> int:
         """How many streams are being served."""
-        return len(self._running)
+        return len(self._streams)
 
     def rotate(self, key: str | None = None) -> str:
         """Replace the key: every older one is answered 401 from now on.
@@ -264,9 +216,7 @@ class FakeGateway:
     def _end_streams(self) -> None:
         if self.on_rotation == "ignore":
             return
-        for running in self._running:
-            if self._keys.expired or running.generation != self.generation:
-                running.end()
+        self._streams.end_all_but(None if self._keys.expired else self.generation)
 
     # Answers and faults
 
@@ -447,18 +397,18 @@ class FakeGateway:
         if self._ledger:
             self.requests.append(seen)
         self._total += 1
-        call = _Call(exchange, seen, self._count(path), f"req_{self._total}")
+        call = Call(self, self._plan, exchange, seen, self._count(path), f"req_{self._total}")
         try:
             await self._respond(call, key)
         finally:
             if self._on_request is not None:
                 self._on_request(seen)
 
-    async def _respond(self, call: _Call, key: str | None) -> None:
+    async def _respond(self, call: Call, key: str | None) -> None:
         exchange, path, body = call.exchange, call.seen.path, call.seen.body
-        fault = await self._strike(call, None)
+        fault = await call.strike(None)
         if isinstance(fault, Status):
-            await self._send_status(call, fault)
+            await call.send_status(fault)
             return
         match exchange.method, path:
             case "POST", "/auth":
@@ -467,151 +417,30 @@ class FakeGateway:
             case ("POST", "/v1/chat/completions") | ("GET", "/v1/models"):
                 pass
             case _, "/auth" | "/v1/chat/completions" | "/v1/models":
-                await self._send_status(call, Status(405, "Method Not Allowed", "detail"))
+                await call.send_status(Status(405, "Method Not Allowed", "detail"))
                 return
             case _:
-                await self._send_status(call, Status(404, "Not Found"))
+                await call.send_status(Status(404, "Not Found"))
                 return
         if (reason := self._keys.rejection(key)) is not None:
-            await self._send_status(call, Status(401, reason))
+            await call.send_status(Status(401, reason))
         elif path == "/v1/models":
             await self._send_models(call)
         elif body is None or not isinstance(body.get("messages"), list):
-            await self._send_status(call, _INVALID)
+            await call.send_status(_INVALID)
         elif self.models is not None and body.get("model") not in self.models:
             reason = "The model does not exist: GET /models lists those that do"
-            await self._send_status(call, Status(404, reason))
+            await call.send_status(Status(404, reason))
         else:
             tokens, endings = self._next_answer(body)
             completion = Completion(self._total, body, self._shape)
             if body.get("stream") is True:
-                await self._stream(call, completion, tokens, endings)
+                await self._streams.serve(call, completion, tokens, endings)
             else:
                 await self._send_whole(call, completion, tokens, endings)
 
-    async def _strike(
-        self, call: _Call, token: int | None, completion: Completion | None = None
-    ) -> Fault | None:
-        """Let the faults of this moment strike; gives the one that ends the answer, if any.
-
-        A checkpoint only if one of them takes time.
-        """
-        exchange, seen = call.exchange, call.seen
-        for fault in self._plan.due(seen.path, call.number, seen.generation, token):
-            seen.faults.append(fault)
-            match fault:
-                case Stall(seconds):
-                    await exchange.flush()
-                    await exchange.wait(seconds)
-                case Drip(interval):
-                    exchange.drip = interval
-                case Cut(after_bytes) | Reset(after_bytes):
-                    reset = isinstance(fault, Reset)
-                    if after_bytes is None:
-                        await exchange.flush()
-                        raise HangUp(reset=reset)
-                    exchange.hang_up_after(after_bytes, reset=reset)
-                case OtherText(mark):
-                    call.mark = mark
-                case Insert(data):
-                    exchange.put_body(data)
-                case Comment(text):
-                    exchange.put_body(f": {text}\n\n".encode())
-                case Warning_(message) if completion is not None:
-                    exchange.put_body(completion.warning(message))
-                case _:
-                    return fault
-        return None
-
-    async def _stream(
-        self, call: _Call, completion: Completion, tokens: list[Delta], endings: list[Delta]
-    ) -> None:
-        exchange, seen = call.exchange, call.seen
-        seen.status = 200
-        exchange.put_head(
-            200,
-            [
-                ("content-type", "text/event-stream; charset=utf-8"),
-                ("cache-control", "no-cache"),
-                ("transfer-encoding", "chunked"),
-                ("x-request-id", call.request_id),
-            ],
-        )
-        running = exchange.running = _Running(generation=self.generation)
-        self._running.add(running)
-        ended = False
-        try:
-            with running.scope:
-                ended = await self._send_tokens(call, running, completion, tokens, endings)
-            if not ended:
-                await self._end_dead(call, completion)
-        finally:
-            self._running.discard(running)
-
-    async def _send_tokens(
-        self,
-        call: _Call,
-        running: _Running,
-        completion: Completion,
-        tokens: list[Delta],
-        endings: list[Delta],
-    ) -> bool:
-        """Send the answer; `False` if the key died before its end."""
-        exchange, seen = call.exchange, call.seen
-        for number, delta in enumerate(tokens):
-            if number and self.token_interval:
-                await exchange.wait(self.token_interval)
-            if running.ended:
-                return False
-            if (fault := await self._strike(call, number, completion)) is not None:
-                await self._end_early(call, completion, fault)
-                return True
-            if running.ended:
-                return False
-            exchange.put_body(completion.frames(_marked(delta, call.mark)))
-            completion.completion_tokens += 1
-            await exchange.flush()
-            seen.tokens += 1
-        if (fault := await self._strike(call, len(tokens), completion)) is not None:
-            await self._end_early(call, completion, fault)
-            return True
-        if running.ended:
-            return False
-        exchange.put_body(b"".join(map(completion.frames, endings)) + completion.usage() + DONE)
-        await self._end(call)
-        seen.complete = True
-        return True
-
-    async def _end_early(self, call: _Call, completion: Completion, fault: Fault) -> None:
-        exchange = call.exchange
-        if isinstance(fault, ErrorFrame):
-            exchange.put_body(completion.error(fault))
-            self.auth_errors += fault.type == "auth_error"
-        if isinstance(fault, EarlyDone) and fault.finish_reason is not None:
-            exchange.put_body(completion.finish(fault.finish_reason))
-        if isinstance(fault, EmptyStream) or (
-            isinstance(fault, ErrorFrame | EarlyDone) and fault.done
-        ):
-            exchange.put_body(DONE)
-        await self._end(call)
-
-    async def _end_dead(self, call: _Call, completion: Completion) -> None:
-        """End a stream whose key died."""
-        if self.on_rotation == "cut":
-            raise HangUp(reset=False)
-        # What a Drip had begun is sent whole: the frame of the error begins a line of its own.
-        call.exchange.drip = None
-        call.exchange.put_body(completion.error(ErrorFrame("auth_error")) + DONE)
-        self.auth_errors += 1
-        await self._end(call)
-
-    async def _end(self, call: _Call) -> None:
-        call.exchange.running = None  # too late for the key to die
-        call.exchange.put_end()
-        await call.exchange.flush()
-
     async def _send_whole(
-        self, call: _Call, completion: Completion, tokens: list[Delta], endings: list[Delta]
+        self, call: Call, completion: Completion, tokens: list[Delta], endings: list[Delta]
     ) -> None:
         seen = call.seen
         other = self._plan.due_text(seen.path, call.number, seen.generation)
@@ -619,26 +448,26 @@ class FakeGateway:
             seen.faults.append(other)
             call.mark = other.mark
         await trio.sleep(self.token_interval * max(len(tokens) - 1, 0))
-        deltas = [_marked(delta, call.mark) for delta in tokens]
+        deltas = [marked(delta, call.mark) for delta in tokens]
         completion.completion_tokens = call.seen.tokens = len(tokens)
-        await self._send(call, 200, "application/json", completion.whole(deltas + endings))
+        await call.send(200, "application/json", completion.whole(deltas + endings))
         call.seen.complete = True
 
-    async def _send_models(self, call: _Call) -> None:
+    async def _send_models(self, call: Call) -> None:
         models = ("fake-model",) if self.models is None else self.models
         data = [
             {"id": model, "object": "model", "created": 1_700_000_000, "owned_by": "fake"}
             for model in models
         ]
         answer = msgspec.json.encode({"object": "list", "data": data})
-        await self._send(call, 200, "application/json", answer)
+        await call.send(200, "application/json", answer)
         call.seen.complete = True
 
-    async def _auth(self, call: _Call) -> None:
+    async def _auth(self, call: Call) -> None:
         self.refreshes += 1
         await trio.sleep(self.auth_latency)
         if self.refuse_refresh:
-            await self._send_status(call, Status(401, "The identity token is not accepted"))
+            await call.send_status(Status(401, "The identity token is not accepted"))
             return
         answer: dict[str, object] = {
             "success": True,
@@ -652,45 +481,8 @@ class FakeGateway:
             "tier": "basic",
             "subscription_status": "active",
         }
-        await self._send(call, 200, "application/json", msgspec.json.encode(answer))
+        await call.send(200, "application/json", msgspec.json.encode(answer))
         call.seen.complete = True
-
-    async def _send_status(self, call: _Call, fault: Status) -> None:
-        content_type, body = error_body(fault, request_id=call.request_id)
-        if fault.status == 401 and call.seen.path != "/auth":
-            self.rejected += 1
-        await self._send(call, fault.status, content_type, body, fault.headers)
-
-    async def _send(
-        self,
-        call: _Call,
-        status: int,
-        content_type: str,
-        body: bytes,
-        more: Mapping[str, str] | None = None,
-    ) -> None:
-        call.seen.status = status
-        headers = {"content-type": content_type} if content_type else {}
-        if status == 401:
-            headers["www-authenticate"] = "Bearer"  # RFC 9110 section 11.6.1 asks for it
-        headers["x-request-id"] = call.request_id
-        headers |= {name.lower(): value for name, value in (more or {}).items()}
-        headers["content-length"] = str(len(body))
-        call.exchange.put_head(status, list(headers.items()))
-        call.exchange.put_body(body)
-        call.exchange.put_end()
-        await call.exchange.flush()
-
-
-@dataclass(slots=True)
-class _Call:
-    """A request while it is being answered."""
-
-    exchange: Exchange
-    seen: SeenRequest
-    number: int
-    request_id: str
-    mark: str = ""
 
 
 _INVALID = Status(
@@ -713,13 +505,3 @@ def _key_of(headers: Mapping[str, str]) -> str | None:
         scheme, _, value = authorization.partition(" ")
         return value.strip() if scheme.lower() == "bearer" else ""
     return headers.get("x-api-key", headers.get("api-key"))
-
-
-def _marked(delta: Delta, mark: str) -> Delta:
-    if not mark or not (delta.text or delta.reasoning):
-        return delta
-    return msgspec.structs.replace(
-        delta,
-        text=mark + delta.text if delta.text else "",
-        reasoning=mark + delta.reasoning if delta.reasoning else "",
-    )

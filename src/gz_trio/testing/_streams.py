@@ -1,0 +1,141 @@
+"""The streams that a fake gateway is serving."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from .._protocol.events import Delta
+from ._call import Call
+from ._chunks import DONE, Completion
+from ._faults import EarlyDone, EmptyStream, ErrorFrame, Fault
+from ._server import HangUp, Interruptible
+
+
+@dataclass(slots=True, eq=False)
+class _Running(Interruptible):
+    """A stream that is being served."""
+
+    generation: int = 0
+
+
+class Streams:
+    """Serves streamed answers, and ends those whose key dies."""
+
+    def __init__(self) -> None:
+        self._running: set[_Running] = set()
+
+    def __len__(self) -> int:
+        """How many streams are being served."""
+        return len(self._running)
+
+    def end_all_but(self, generation: int | None) -> None:
+        """End the streams that run under any other key than this generation's."""
+        for running in self._running:
+            if running.generation != generation:
+                running.end()
+
+    async def serve(
+        self, call: Call, completion: Completion, tokens: list[Delta], endings: list[Delta]
+    ) -> None:
+        """Stream one answer.
+
+        Raises:
+            HangUp: The connection is to be left in the middle of it.
+        """
+        exchange, seen = call.exchange, call.seen
+        seen.status = 200
+        exchange.put_head(
+            200,
+            [
+                ("content-type", "text/event-stream; charset=utf-8"),
+                ("cache-control", "no-cache"),
+                ("transfer-encoding", "chunked"),
+                ("x-request-id", call.request_id),
+            ],
+        )
+        running = exchange.running = _Running(generation=call.gateway.generation)
+        self._running.add(running)
+        ended = False
+        try:
+            with running.scope:
+                ended = await _send_tokens(call, running, completion, tokens, endings)
+            if not ended:
+                await _end_dead(call, completion)
+        finally:
+            self._running.discard(running)
+
+
+async def _send_tokens(
+    call: Call,
+    running: _Running,
+    completion: Completion,
+    tokens: list[Delta],
+    endings: list[Delta],
+) -> bool:
+    """Send the answer; `False` if the key died before its end."""
+    exchange, seen = call.exchange, call.seen
+    for number, delta in enumerate(tokens):
+        if number and call.gateway.token_interval:
+            await exchange.wait(call.gateway.token_interval)
+        if running.ended:
+            return False
+        if (fault := await call.strike(number, completion)) is not None:
+            await _end_early(call, completion, fault)
+            return True
+        if running.ended:
+            return False
+        exchange.put_body(completion.frames(marked(delta, call.mark)))
+        completion.completion_tokens += 1
+        await exchange.flush()
+        seen.tokens += 1
+    if (fault := await call.strike(len(tokens), completion)) is not None:
+        await _end_early(call, completion, fault)
+        return True
+    if running.ended:
+        return False
+    exchange.put_body(b"".join(map(completion.frames, endings)) + completion.usage() + DONE)
+    await _end(call)
+    seen.complete = True
+    return True
+
+
+async def _end_early(call: Call, completion: Completion, fault: Fault) -> None:
+    exchange = call.exchange
+    if isinstance(fault, ErrorFrame):
+        exchange.put_body(completion.error(fault))
+        call.gateway.auth_errors += fault.type == "auth_error"
+    if isinstance(fault, EarlyDone) and fault.finish_reason is not None:
+        exchange.put_body(completion.finish(fault.finish_reason))
+    if isinstance(fault, EmptyStream) or (isinstance(fault, ErrorFrame | EarlyDone) and fault.done):
+        exchange.put_body(DONE)
+    await _end(call)
+
+
+async def _end_dead(call: Call, completion: Completion) -> None:
+    """End a stream whose key died."""
+    if call.gateway.on_rotation == "cut":
+        raise HangUp(reset=False)
+    # What a Drip had begun is sent whole: the frame of the error begins a line of its own.
+    call.exchange.drip = None
+    call.exchange.put_body(completion.error(ErrorFrame("auth_error")) + DONE)
+    call.gateway.auth_errors += 1
+    await _end(call)
+
+
+async def _end(call: Call) -> None:
+    call.exchange.running = None  # too late for the key to die
+    call.exchange.put_end()
+    await call.exchange.flush()
+
+
+def marked(delta: Delta, mark: str) -> Delta:
+    """The delta, its text with a mark before it."""
+    if not mark or not (delta.text or delta.reasoning):
+        return delta
+    return msgspec.structs.replace(
+        delta,
+        text=mark + delta.text if delta.text else "",
+        reasoning=mark + delta.reasoning if delta.reasoning else "",
+    )
