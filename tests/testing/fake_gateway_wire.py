@@ -1,6 +1,7 @@
 """A plain HTTP/1.1 client on h11, to see a fake gateway's bytes as they come."""
 
 import json
+import zlib
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,13 +33,20 @@ class Answer:
     end: Literal["complete", "cut", "reset"] = "complete"
 
     @property
+    def content(self) -> bytes:
+        """The body without its coding; of one that was cut, as much as can be decoded."""
+        if self.headers.get("content-encoding") != "gzip":
+            return self.body
+        return zlib.decompressobj(wbits=31).decompress(self.body)
+
+    @property
     def json(self) -> JSON:
-        return cast("JSON", json.loads(self.body))
+        return cast("JSON", json.loads(self.content))
 
     @property
     def lines(self) -> list[str]:
         """What stood between blank lines: frames and comments."""
-        return [part for part in self.body.decode().split("\n\n") if part]
+        return [part for part in self.content.decode().split("\n\n") if part]
 
     @property
     def data(self) -> list[str]:

@@ -25,6 +25,7 @@ from ._faults import (
     Warning_,
 )
 from ._gateway import Answer, FakeGateway
+from ._server import Framing
 
 __all__ = [
     "DIALECTS",
@@ -38,6 +39,7 @@ __all__ = [
     "ErrorFrame",
     "FakeGateway",
     "Fault",
+    "Framing",
     "Insert",
     "OtherText",
     "Reset",

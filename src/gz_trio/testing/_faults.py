@@ -93,9 +93,13 @@ class ErrorFrame:
 class Cut:
     """The connection is closed (FIN), without the end that chunked coding or the length asks for.
 
+    A body that is ended by the end of the connection alone (`framing="plain"`) then looks whole
+    to HTTP; only `data: [DONE]` is missing.
+
     Args:
         after_bytes: How many more bytes of the body are sent first; `None` sends none, and where
-            the fault strikes in place of the head, not even the head.
+            the fault strikes in place of the head, not even the head. They are counted as they
+            travel: compressed, and without what chunked coding puts around them.
     """
 
     after_bytes: int | None = None

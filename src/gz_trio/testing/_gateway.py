@@ -22,7 +22,7 @@ from ._faults import Cut, Fault, Reset, Stall, Status
 from ._keys import KeyRing
 from ._memory import HttpxModule, MemoryStream, memory_client, memory_connection
 from ._plan import FaultPlan, Path
-from ._server import Exchange, leave, serve
+from ._server import Exchange, Framing, leave, serve
 from ._streams import Streams, marked
 
 Answer: TypeAlias = Callable[[Mapping[str, object], int], Sequence[str | Delta]]
@@ -42,7 +42,8 @@ class FakeGateway:
     stream (`serve_stream`). In memory nothing waits for a socket, so Trio's `MockClock` with
     autojump makes minutes pass in no time. Nothing needs to be started: the object only keeps
     the keys, the faults and what was seen, for all its connections. `tokens`, `token_interval`,
-    `on_rotation`, `auth_latency` and `models` are attributes too, which a test may change.
+    `on_rotation`, `auth_latency`, `models` and `framing` are attributes too, which a test may
+    change.
 
     The key goes into `Authorization: Bearer`, `x-api-key` or `api-key`.
 
@@ -63,6 +64,11 @@ class FakeGateway:
         models: The models that there are; any other is answered 404. `None`: any model is there.
         shape: Whose shape the chunks have: OpenAI's, or another that gateways pass on:
             `{"output": [...]}` (Fireworks) or `{"type": "response.output_text.delta"}`.
+        framing: How the body of each answer travels. `"chunked"`: in chunked coding if it is a
+            stream, otherwise with its length. `"plain"`: without either, ended by the end of the
+            connection alone, as a proxy that speaks HTTP/1.0 sends it. `"gzip"`: compressed, in
+            chunked coding, each frame flushed so that it can be read when it comes; only for
+            requests that accept gzip, others get `"chunked"`.
         ledger: Whether `requests` keeps what was seen; a server that runs for days turns it off.
         on_request: Called with each request when it is over: answered, or left.
 
@@ -110,6 +116,7 @@ class FakeGateway:
         auth_latency: float = 0.0,
         models: Sequence[str] | None = ("fake-model",),
         shape: Shape = "openai",
+        framing: Framing = "chunked",
         ledger: bool = True,
         on_request: Callable[[SeenRequest], None] | None = None,
     ) -> None:
@@ -118,6 +125,7 @@ class FakeGateway:
         self.on_rotation = on_rotation
         self.auth_latency = auth_latency
         self.models = models
+        self.framing: Framing = framing
         self.refuse_refresh = False
         self.refuse_connections = False
         self.requests: list[SeenRequest] = []
@@ -380,6 +388,7 @@ class FakeGateway:
     # Requests
 
     async def _handle(self, exchange: Exchange) -> None:
+        exchange.framing = self.framing
         path = exchange.target.partition("?")[0]
         headers = {name.lower(): value for name, value in exchange.headers}
         key = _key_of(headers)

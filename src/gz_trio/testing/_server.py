@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
+import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import h11
 import trio
 
 from ._memory import MemoryStream
+
+Framing: TypeAlias = Literal["chunked", "plain", "gzip"]
+"""How the body of an answer travels; `FakeGateway` says what each is."""
 
 _RECEIVE_BYTES = 65_536
 
@@ -41,8 +47,27 @@ class Interruptible:
             self.scope.cancel()
 
 
+class _Gzip:
+    """A body in gzip, of which the client can read each piece as soon as it comes."""
+
+    def __init__(self) -> None:
+        self._stream = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)  # 16: gzip's head and trailer
+
+    def piece(self, data: bytes) -> bytes:
+        return self._stream.compress(data) + self._stream.flush(zlib.Z_SYNC_FLUSH)
+
+    def end(self) -> bytes:
+        return self._stream.flush()
+
+
 class Exchange:
-    """One request, and the writer of its answer."""
+    """One request, and the writer of its answer.
+
+    Attributes:
+        drip: Seconds between two bytes, each sent alone; `None` sends them together.
+        running: What may end the answer.
+        framing: How its body travels.
+    """
 
     def __init__(
         self,
@@ -59,21 +84,44 @@ class Exchange:
         self.body = body
         self.drip: float | None = None
         self.running: Interruptible | None = None
+        self.framing: Framing = "chunked"
         self._stream = stream
         self._connection = connection
         self._unsent = bytearray()
         self._bytes_left: int | None = None
         self._reset = False
         self._bodiless = False
+        self._gzip: _Gzip | None = None
 
     def put_head(self, status: int, headers: list[tuple[str, str]]) -> None:
         """Put the status line and the header fields into the outbound buffer."""
         # RFC 9110 section 6.4.1: these have no body, whatever their length says.
         self._bodiless = self.method == "HEAD" or status in (204, 304)
+        if self.framing != "chunked" and not self._bodiless:
+            headers = self._reframed(headers)
         self._put(h11.Response(status_code=status, headers=headers))
+
+    def _reframed(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        names = {name for name, _ in headers}
+        if self.framing == "plain":
+            # h11 leaves a body to the end of the connection only where the client speaks HTTP/1.0.
+            self._connection.their_http_version = b"1.0"
+        elif "content-encoding" in names or not _accepts_gzip(self.headers):
+            return headers
+        else:
+            self._gzip = _Gzip()
+            headers = [*headers, ("content-encoding", "gzip")]
+        # Without either, h11 puts in what is left: chunked coding, or `connection: close`.
+        framing = ("content-length", "transfer-encoding")
+        return [(name, value) for name, value in headers if name not in framing]
 
     def put_body(self, data: bytes) -> None:
         """Put a piece of the body into the outbound buffer."""
+        if self._gzip is not None and data:
+            data = self._gzip.piece(data)
+        self._put_encoded(data)
+
+    def _put_encoded(self, data: bytes) -> None:
         if self._bodiless:
             return
         if self._bytes_left is not None:
@@ -84,6 +132,8 @@ class Exchange:
 
     def put_end(self) -> None:
         """Put the end of the body into the outbound buffer."""
+        if self._gzip is not None:
+            self._put_encoded(self._gzip.end())
         if self._bytes_left != 0:
             self._put(h11.EndOfMessage())
 
@@ -124,6 +174,17 @@ class Exchange:
 
     def _put(self, event: h11.Event) -> None:
         self._unsent += self._connection.send(event) or b""
+
+
+def _accepts_gzip(headers: list[tuple[str, str]]) -> bool:
+    """Whether the request asks for gzip (RFC 9110 section 12.5.3)."""
+    accepted: dict[str, str] = {}
+    for value in (value for name, value in headers if name == "accept-encoding"):
+        for coding in value.replace(" ", "").lower().split(","):
+            name, _, weight = coding.partition(";")
+            accepted[name] = weight
+    weight = accepted.get("gzip", accepted.get("*", "q=0"))
+    return re.fullmatch(r"q=0(\.0*)?", weight) is None
 
 
 async def serve(stream: trio.abc.Stream, handle: Callable[[Exchange], Awaitable[None]]) -> None:
