@@ -9,6 +9,7 @@ from gz_trio import (
     AuthenticationError,
     BadRequestError,
     GatewayError,
+    InternalServerError,
     RateLimitError,
     RefreshTimeout,
     RetryPolicy,
@@ -98,6 +99,42 @@ def test_new_text_begins_the_count_of_auth_errors_anew() -> None:
         reply.recovery.progressed()
 
 
+def test_text_after_a_restart_is_no_progress() -> None:
+    """Or a gateway that fails each of its sampled answers would be asked, and paid, for ever."""
+    reply = Reply()
+    decisions: list[Decision] = []
+    for key in range(1, 100):
+        for _ in range(2):
+            reply.recovery.accepted()
+            reply.recovery.progressed()
+            decisions.append(reply.gets_auth_error(key))
+            reply.recovery.restarted()
+    assert decisions[:5] == [ASK_AGAIN, Refresh(), ASK_AGAIN, Refresh(), ASK_AGAIN]
+    assert set(map(type, decisions[5:])) == {Raise}
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        APIConnectionError("down"),
+        RateLimitError("slow"),
+        InternalServerError("502", retryable=True),
+    ],
+)
+def test_other_failures_between_do_not_break_a_row_of_401s(between: GatewayError) -> None:
+    reply = Reply()
+    decisions: list[Decision] = []
+    for key in (1, 2, 3):
+        decisions.append(reply.gets_401(key))
+        assert isinstance(reply.fails(between, key=key), Wait)
+    assert decisions == [Refresh(), Refresh(), Raise()]
+
+
+def test_a_guest_is_not_asked_again_even_in_a_frame() -> None:
+    guest = AuthenticationError("guests", code="GUEST_NOT_CONFIGURED")
+    assert Reply().fails(guest, in_frame=True, mid=True) == Raise()
+
+
 def test_refreshes_are_not_counted_as_retries() -> None:
     reply = Reply(RetryPolicy(max_retries=1))
     reply.gets_auth_error(1)
@@ -106,7 +143,13 @@ def test_refreshes_are_not_counted_as_retries() -> None:
     assert isinstance(reply.fails(APIConnectionError("cut"), mid=True), Wait)
 
 
-def test_retries_are_counted_over_the_whole_reply() -> None:
+def test_asking_again_after_an_auth_error_is_not_counted_as_a_retry() -> None:
+    reply = Reply(RetryPolicy(max_retries=0))
+    assert reply.gets_auth_error(1) == ASK_AGAIN
+    assert reply.gets_401(1) == Refresh()
+
+
+def test_retries_are_counted_over_the_whole_reply_and_progress_gives_none_back() -> None:
     reply = Reply(RetryPolicy(max_retries=3))
     decisions: list[Decision] = []
     for _ in range(4):

@@ -79,7 +79,10 @@ def waits(error: GatewayError, *, mid_stream: bool = False, max_retries: int = 2
     "error",
     [
         pytest.param(response(401), id="401"),
+        pytest.param(response(401, b"<html>"), id="401 as HTML"),
+        pytest.param(response(401, retry_after="500"), id="401 that names a time"),
         pytest.param(response(401, x_should_retry="false"), id="401 that is not to be retried"),
+        pytest.param(response(401, x_should_retry="true"), id="401 that is to be retried"),
         pytest.param(
             response(500, b'{"detail":"Failed to get chat stats: 401: Invalid API key"}'),
             id="a 401 wrapped into a 500",
@@ -110,6 +113,10 @@ def test_a_refresh_is_no_retry() -> None:
         pytest.param(frame(code="guest_not_configured", status=401), id="a guest, in a stream"),
         pytest.param(RefreshError("refused"), id="a refresh that was refused"),
         pytest.param(RefreshTimeout("Auth refresh timeout"), id="a refresh that took too long"),
+        pytest.param(
+            response(401, b'{"code":"GUEST_NOT_CONFIGURED"}', x_should_retry="true"),
+            id="a guest, whatever a header says",
+        ),
         pytest.param(response(302), id="302"),
         pytest.param(response(400), id="400"),
         pytest.param(response(402), id="402"),
@@ -126,13 +133,26 @@ def test_a_refresh_is_no_retry() -> None:
             response(429, b'{"error":{"code":"insufficient_quota"}}', x_should_retry="true"),
             id="insufficient_quota, whatever a header says",
         ),
+        pytest.param(response(402, x_should_retry="true"), id="402, whatever a header says"),
+        pytest.param(frame(type="auth_error", status=403), id="403 in a stream"),
         pytest.param(frame(type="plan_limit_exceeded", status=429), id="plan_limit_exceeded"),
         pytest.param(frame(type="not_found_error"), id="not_found_error"),
         pytest.param(frame(type="provider_error", status=401), id="the gateway's own key"),
-        pytest.param(response(503, x_should_retry="false"), id="503 that is not to be retried"),
-        pytest.param(response(429, x_should_retry="false"), id="429 that is not to be retried"),
-        pytest.param(response(429, retry_after="121"), id="429 for too long"),
-        pytest.param(response(503, retry_after="121"), id="503 for too long"),
+        *(
+            pytest.param(response(n, x_should_retry="false"), id=f"{n} that is not to be retried")
+            for n in (400, 403, 404, 422, *sorted(RETRYABLE_STATUSES))
+        ),
+        *(
+            pytest.param(response(n, retry_after="121"), id=f"{n} for too long")
+            for n in sorted(RETRYABLE_STATUSES)
+        ),
+        pytest.param(
+            response(429, retry_after="121", x_should_retry="true"),
+            id="429 for too long, whatever a header says",
+        ),
+        pytest.param(response(429, retry_after_ms="120001"), id="429 for 1 ms too long"),
+        pytest.param(response(429, ratelimit_reset="121"), id="429 with a reset too far away"),
+        pytest.param(frame(type="rate_limit_error", retry_after=121), id="a frame, for too long"),
         pytest.param(ProtocolError("no reply"), id="what is no reply"),
         pytest.param(StreamInterrupted("diverged"), id="an interrupted stream"),
         pytest.param(StreamTimeout("too long", retryable=False), id="the total timeout"),
@@ -160,8 +180,10 @@ LIMITS = [1.5, 3.0, 6.0, 12.0, 15.0, 15.0, 15.0]
             for status in [408, 409, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529]
         ),
         pytest.param(response(502, b"<html>"), id="HTML from a proxy"),
-        pytest.param(response(400, x_should_retry="true"), id="400 that is to be retried"),
-        pytest.param(response(403, x_should_retry="true"), id="403 that is to be retried"),
+        *(
+            pytest.param(response(n, x_should_retry="true"), id=f"{n} that is to be retried")
+            for n in (302, 400, 403, 404, 413, 422, 501, 503)
+        ),
         pytest.param(frame(type="provider_error"), id="provider_error"),
         pytest.param(frame(type="capacity_error"), id="capacity_error"),
         pytest.param(frame(type="overloaded_error"), id="overloaded_error"),
@@ -234,7 +256,11 @@ def test_a_connection_that_is_cut_in_mid_stream_is_made_again_at_once_the_first_
         (response(429, retry_after="0"), 1.5),
         (response(429, retry_after="120"), 120.0),
         (response(503, retry_after="9"), 9.0),
+        (response(503, retry_after="Thu, 01 Jan 1970 00:00:09 GMT"), 9.0),
+        (response(429, retry_after_ms="9000", retry_after="60"), 9.0),
         (response(429, ratelimit_reset="9"), 9.0),
+        (response(429, x_ratelimit_reset_tokens="9s"), 9.0),
+        (response(429, b'{"detail":"burst"}', retry_after="9"), 9.0),
         (
             error_from_frame({"error": {"type": "rate_limit_error", "retry_after": 9}}, body=b""),
             9.0,

@@ -91,17 +91,9 @@ class GatewayError(Exception):
 
         One exception object raised in many tasks would collect all their tracebacks.
         """
-        copy = type(self)(
-            str(self) if message is None else message,
-            status=self.status,
-            code=self.code,
-            type=self.type,
-            request_id=self.request_id,
-            retryable=self.retryable,
-            body=self.body,
-            hints=self.hints,
-        )
-        copy.partial = self.partial
+        copy = type(self)(str(self) if message is None else message)
+        own = {name: value for name, value in vars(self).items() if name != "__notes__"}
+        vars(copy).update(own)
         copy.__cause__ = self.__cause__
         return copy
 
@@ -161,10 +153,29 @@ class StreamInterrupted(GatewayError):
 class StreamTimeout(GatewayError):
     """The server was silent for too long; the message says which timeout passed.
 
-    Retryable where the wait for a token was too long; not where the whole reply took too long.
+    Retryable where the wait for a token was too long; not where the whole reply took too long. A
+    connection that was not made in time is an `APIConnectionError`: nothing was sent.
+
+    Args:
+        message: As for `GatewayError`.
+        which: The field of `Timeouts`, or `None` where it is not known.
+        retryable: As for `GatewayError`.
+
+    >>> StreamTimeout("no next token came within 120 s", which="between_tokens").which
+    'between_tokens'
     """
 
     _retryable = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        which: Literal["first_token", "between_tokens", "total"] | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message, retryable=retryable)
+        self.which = which
 
 
 class RefreshError(AuthenticationError):
@@ -226,7 +237,9 @@ _CLASSES: dict[str, type[GatewayError]] = {
 }
 
 # Gatewayz's history routes wrap the gateway's own 401 into a 500.
-_WRAPPED_401 = re.compile(r"\b401: .*(api key|authorization|token|sign in)", re.IGNORECASE)
+_WRAPPED_401 = re.compile(
+    r"\b401: .*(api key|authori[sz]|authenticat|token|sign in)", re.IGNORECASE
+)
 _BURST = re.compile(r"burst|concurren", re.IGNORECASE)
 _WORD = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
@@ -384,6 +397,8 @@ def _class_of_response(status: int, sent: _Sent) -> type[GatewayError]:
 def _class_of_frame(sent: _Sent) -> type[GatewayError]:
     """A frame goes by its words; by its status where they say nothing, or only "it failed"."""
     named = next((_CLASSES[word] for word in sent.words() if word in _CLASSES), None)
+    if named is AuthenticationError and sent.status == 403:
+        return PermissionDeniedError  # A valid key, whatever the words: never refreshed.
     if named is None or named in (InternalServerError, BadRequestError):
         # `provider_error` with 401 is about the gateway's own key with the model's provider.
         if sent.status is not None and not (named is InternalServerError and sent.status == 401):

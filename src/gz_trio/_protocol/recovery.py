@@ -21,6 +21,10 @@ ASK_AGAIN = Wait(0.0, rate_limited=False, row="auth_error in a stream")
 class Recovery:
     """Counts the failures of one reply, over all its attempts.
 
+    Text that came does not give back retries: a gateway that breaks every answer a little later
+    than the one before would be paid for ever. A reply that may break more often than
+    `RetryPolicy.max_retries` (one that lives for hours) is given a higher number by its caller.
+
     >>> from gz_trio import AuthenticationError
     >>> recovery = Recovery(RetryPolicy())
     >>> dead = AuthenticationError("401")
@@ -35,6 +39,7 @@ class Recovery:
         self._history = RetryHistory()
         self._rejections = 0
         self._auth_errors = 0
+        self._restarted = False
         self._asked_again_under: int | None = None
 
     def accepted(self) -> None:
@@ -43,7 +48,15 @@ class Recovery:
 
     def progressed(self) -> None:
         """New text came: whatever keeps failing, it is not the same thing."""
-        self._auth_errors = 0
+        if not self._restarted:
+            self._auth_errors = 0
+
+    def restarted(self) -> None:
+        """The text was dropped and starts anew, which is no progress, however new it is.
+
+        A gateway that fails each of its sampled answers would otherwise be asked for ever.
+        """
+        self._restarted = True
 
     def after(
         self,
