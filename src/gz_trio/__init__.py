@@ -3,8 +3,9 @@
 from ._auth.authenticator import Authenticator, open_authenticator
 from ._auth.refreshers import CommandRefresh, GatewayRefresh
 from ._auth.stores import FileKeyStore, KeyStore, MemoryKeyStore
+from ._chat.attempts import Attempt, Timing
 from ._chat.gateway import Gateway, open_gateway, open_session
-from ._chat.reply import Attempt, Reply, Timing
+from ._chat.reply import Reply
 from ._chat.session import Session
 from ._protocol.errors import (
     APIConnectionError,

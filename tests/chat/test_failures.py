@@ -459,8 +459,8 @@ async def test_a_server_that_names_stream_options_is_asked_once_more_without(
     bodies = [request.body or {} for request in fake.requests]
     assert ["stream_options" in body for body in bodies] == [True, False]
     first, second = told.reply.attempts
-    assert isinstance(first.error, BadRequestError)
-    assert second.error is None
+    assert isinstance(first.cause, BadRequestError)
+    assert second.cause is None
 
 
 async def test_a_server_that_goes_on_naming_stream_options_is_not_asked_for_ever(

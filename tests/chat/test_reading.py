@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from gz_trio import APIConnectionError, Delta, GatewayError, Reply, RetryPolicy, open_gateway
-from gz_trio._chat.reply import BUFFER_BYTES, CHECKPOINT_EVERY
+from gz_trio._chat.buffer import BUFFER_BYTES, CHECKPOINT_EVERY
 from gz_trio.testing import FakeGateway, Stall, Status
 from tests.chats import BODY, Ticks, open_over
 
@@ -188,9 +188,9 @@ async def test_a_slow_reader_stops_the_server_and_gets_everything(
     async with open_over(fake) as gateway, gateway.stream(BODY) as reply:
         await wait_all_tasks_blocked()
         # One read from the connection may overshoot, by 64 KiB at most.
-        assert BUFFER_BYTES <= reply._buffered_bytes <= BUFFER_BYTES + 65_536
+        assert BUFFER_BYTES <= reply._buffer.buffered_bytes <= BUFFER_BYTES + 65_536
         assert await read_text(reply) == "".join(LONG)
-        assert reply._buffered_bytes == 0
+        assert reply._buffer.buffered_bytes == 0
 
 
 async def test_over_tcp_a_slow_reader_stops_the_server() -> None:

@@ -262,16 +262,16 @@ async def test_attempts_tell_of_every_request(autojump_clock: MockClock) -> None
     async with open_over(fake, key="sk-1") as gateway:
         told = await tell(gateway)
     rejected, cut, whole = told.reply.attempts
-    assert [type(a.error).__name__ for a in told.reply.attempts] == [
+    assert [type(a.cause).__name__ for a in told.reply.attempts] == [
         "AuthenticationError",
         "APIConnectionError",
         "NoneType",
     ]
     assert [a.accepted for a in told.reply.attempts] == [False, True, True]
     assert (rejected.generation, cut.generation, whole.generation) == (1, 2, 2)
-    assert rejected.deltas == 0
-    assert cut.deltas >= 3
-    assert whole.deltas >= 5  # repeated ones included
+    assert rejected.tokens == 0
+    assert cut.tokens >= 3
+    assert whole.tokens >= 5  # repeated ones included
     for earlier, later in pairwise(told.reply.attempts):
         assert earlier.ended is not None
         assert earlier.started <= earlier.ended <= later.started

@@ -56,7 +56,7 @@ class Chat:
 def refused(reply: gz_trio.Reply) -> bool:
     """Whether an attempt of this reply ended before it began."""
     return any(
-        isinstance(attempt.error, APIConnectionError) and attempt.deltas == 0
+        isinstance(attempt.cause, APIConnectionError) and attempt.tokens == 0
         for attempt in reply.attempts
     )
 
@@ -142,5 +142,5 @@ async def test_fifty_chats_outlive_two_rotations_and_two_outages(
         assert [message["content"] for message in chat.session.messages[1::2]] == chat.texts
     # What nginx saw is what the replies saw.
     attempts = [attempt for chat in chats for reply in chat.replies for attempt in reply.attempts]
-    unauthorized = sum(isinstance(attempt.error, AuthenticationError) for attempt in attempts)
+    unauthorized = sum(isinstance(attempt.cause, AuthenticationError) for attempt in attempts)
     assert front.statuses()[401] == unauthorized

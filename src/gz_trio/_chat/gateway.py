@@ -9,17 +9,19 @@ from functools import partial
 from typing import Literal
 
 import httpx
-import msgspec
 from trio.lowlevel import enable_ki_protection
 
 from .._auth.authenticator import Authenticator, Refresh, open_authenticator
 from .._auth.stores import KeyStore, MemoryKeyStore
 from .._background import Background
 from .._protocol.keys import Key
+from .._protocol.resumption import Resumption
 from .._protocol.settings import ResumePolicy, RetryPolicy, Timeouts
 from .._transport.httpx import open_httpx_transport, origin_of
 from .._transport.interface import Request, Transport
-from .reply import Reply, ReplySettings
+from .buffer import EventBuffer
+from .receiving import Receiver, ReplySettings
+from .reply import Reply
 from .session import Session
 
 KeyHeader = Literal["Authorization", "x-api-key", "api-key"]
@@ -137,22 +139,19 @@ class Gateway:
         >>> trio.run(main)
         stop
         """
-        body = {**body, "stream": True}
-        contents = [msgspec.json.encode(body)]
-        if "stream_options" in body:
-            del body["stream_options"]
-            contents.append(msgspec.json.encode(body))
-        model = body.get("model")
         settings = ReplySettings(
             retry=retry or self._settings.retry,
             resume=resume or self._settings.resume,
             timeouts=timeouts or self._settings.timeouts,
         )
-        reply = Reply(
-            transport=self._transport,
-            authenticator=self._authenticator,
+        model = body.get("model")
+        model = model if isinstance(model, str) else None
+        buffer = EventBuffer()
+        receiver = Receiver(
+            self._transport,
+            self._authenticator,
             origin=self._origin,
-            model=model if isinstance(model, str) else None,
+            model=model,
             make_request=partial(
                 self._request,
                 "POST",
@@ -160,12 +159,14 @@ class Gateway:
                 accept="text/event-stream",
                 connect_timeout=settings.timeouts.connect,
             ),
-            contents=contents,
+            resumption=Resumption({**body, "stream": True}, settings.resume),
             settings=settings,
             now=self._now,
+            buffer=buffer,
         )
+        reply = Reply(model, buffer, receiver)
         async with Background("reply") as nursery:
-            nursery.start_soon(reply.run)
+            nursery.start_soon(receiver.run)
             yield reply
 
     def _request(

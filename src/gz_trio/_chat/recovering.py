@@ -98,12 +98,10 @@ class Recovering:
         """New text came: whatever keeps failing, it is not the same thing."""
         self._recovery.progressed()
 
-    async def after(  # noqa: ASYNC910
+    def decide(
         self, failure: GatewayError, *, in_frame: bool = False, mid_stream: bool = False
-    ) -> None:
-        """Wait as long as `failure` asks for.
-
-        A checkpoint where it waits; what follows, `next_key`, is one always.
+    ) -> Refresh | Wait:
+        """What is to be done after an attempt failed; `carry_out` does it.
 
         Args:
             failure: What ended the attempt.
@@ -120,12 +118,24 @@ class Recovering:
             mid_stream=mid_stream,
             jitter=random.random(),
         )
+        if isinstance(step, Raise):
+            raise failure
+        if isinstance(step, Refresh):
+            self._rejection = failure
+        return step
+
+    async def carry_out(self, step: Refresh | Wait) -> None:  # noqa: ASYNC910
+        """Wait; a refresh is left to `next_key`.
+
+        A checkpoint where it waits; what follows, `next_key`, is one always.
+        """
         match step:
             case Refresh():
                 self._announce(Paused("refresh"))
-                self._rejection = failure
             case Wait(seconds, rate_limited):
                 self._announce(RateLimited(seconds) if rate_limited else Paused("reconnect"))
                 await trio.sleep(seconds)
-            case Raise():
-                raise failure
+
+    async def after(self, failure: GatewayError) -> None:  # noqa: ASYNC910
+        """`decide` and `carry_out` at once."""
+        await self.carry_out(self.decide(failure))

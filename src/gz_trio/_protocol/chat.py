@@ -102,6 +102,10 @@ class ChatDecoder:
             return True
         return bool(self._finished) and all(self._finished.values())
 
+    def take_up(self) -> None:
+        """The attempt failed, and the same answer goes on in another response."""
+        self._failed = self._done = False
+
     def decode(self, event: ServerSentEvent) -> tuple[ChatItem, ...]:
         """What `event` means, in order. Never raises.
 

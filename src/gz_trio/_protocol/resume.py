@@ -1,10 +1,11 @@
 """What was delivered of a reply, and the matching of a second answer against it.
 
-A broken reply is asked for again. The second answer begins anew; whatever of it the reader has
-already got is swallowed, character by character, however the server cuts it into chunks this time.
-Text, reasoning and each tool call are matched apart, per choice: servers interleave them freely.
-At the first difference, or where the second answer ends before the first one's length, the reply
-has diverged.
+A broken reply is asked for again. Where the second answer begins anew, whatever of it the reader
+has already got is swallowed, character by character, however the server cuts it into chunks this
+time; where it continues the first one, only the whitespace that was not sent along is. Text,
+reasoning and each tool call are matched apart, per choice: servers interleave them freely. At the
+first difference, or where the second answer ends before the first one's length, the reply has
+diverged.
 """
 
 from __future__ import annotations
@@ -36,9 +37,16 @@ class _Received:
         self.expected = ""
         self.matched = 0
 
-    def rewind(self) -> None:
-        self.expected = "".join(self.pieces)
-        self.pieces = [self.expected]
+    @property
+    def text(self) -> str:
+        """All that was delivered."""
+        if len(self.pieces) > 1:
+            self.pieces = ["".join(self.pieces)]
+        return self.pieces[0]
+
+    def rewind(self, kept: int = 0) -> None:
+        """An answer comes that repeats what was delivered after the first `kept` characters."""
+        self.expected = self.text[kept:]
         self.matched = 0
 
     def new_part(self, text: str) -> str:
@@ -77,7 +85,10 @@ class Delivered:
         self._raw_events: Counter[RawEvent] = Counter()
         self._raw_events_repeated: Counter[RawEvent] = Counter()
         self._may_go_on = False
+        self._reasoning_is_over = False
+        self._last_kind = ""
         self.repeating = False
+        self.repeated = 0  # Characters that came once more, over all attempts.
 
     @property
     def content(self) -> bool:
@@ -94,14 +105,47 @@ class Delivered:
         """Whether a tool call was delivered, or the beginning of one."""
         return bool(self._tool_calls)
 
+    @property
+    def characters(self) -> int:
+        """How many characters an answer that begins anew has to repeat."""
+        return sum(len(received.text) for received in self._channels.values())
+
+    @property
+    def continuable_text(self) -> str:
+        """The text that a model can go on from, without the whitespace at its end.
+
+        Some servers reject that whitespace, and templates trim it. Empty where there is more to
+        the reply so far than one text: then the text is not all that the model would go on from.
+        """
+        others = any(
+            choice or kind not in ("text", "reasoning") for choice, kind, _ in self._channels
+        )
+        if others or self._tool_calls or self._finish_reasons or self._last_kind != "text":
+            return ""
+        return self._channels[0, "text", 0].text.rstrip()
+
     def begin_attempt(self) -> None:
         """The same request was sent again: what follows begins anew."""
+        self._reasoning_is_over = False
         # What ended without any content was an empty reply: asked for again, it may have some.
         self._may_go_on = not self.content
         self.repeating = self.content or bool(self._finish_reasons)
         self._raw_events_repeated.clear()
         for channel in self._channels.values():
             channel.rewind()
+
+    def begin_continuation(self, *, echo: bool) -> None:
+        """The model was given `continuable_text` to go on from.
+
+        Args:
+            echo: Whether that comes first once more.
+        """
+        self._may_go_on = False
+        # Thoughts of a second run do not lead to the text of the first.
+        self._reasoning_is_over = (0, "reasoning", 0) in self._channels
+        text = self._channels[0, "text", 0]
+        text.rewind(0 if echo else len(self.continuable_text))
+        self.repeating = text.behind
 
     def restart(self) -> None:
         """The reader drops what it has."""
@@ -111,6 +155,8 @@ class Delivered:
         self._raw_events.clear()
         self._raw_events_repeated.clear()
         self._may_go_on = False
+        self._reasoning_is_over = False
+        self._last_kind = ""
         self.repeating = False
 
     def is_new(self, event: RawEvent) -> bool:
@@ -178,10 +224,16 @@ class Delivered:
     def _new_text(self, channel: Channel, text: str) -> str:
         if not text:
             return text
+        kind = channel[1]
+        if self._reasoning_is_over and kind == "reasoning":
+            raise Diverged
+        self._last_kind = kind
         received = self._channels.get(channel)
         if received is None:
             received = self._channels[channel] = _Received()
-        return received.new_part(text)
+        new = received.new_part(text)
+        self.repeated += len(text) - len(new)
+        return new
 
     def _new_tool_call(self, choice: int, call: ToolCallDelta) -> ToolCallDelta | None:
         begun = (choice, call.index) in self._tool_calls

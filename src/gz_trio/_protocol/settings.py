@@ -31,20 +31,45 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class ResumePolicy:
-    """What becomes of a reply that broke after its first text.
+    """How a reply that broke after its first text is taken up again.
+
+    Tried in this order: by the *cursor*, where the server gives its events ids (`Last-Event-ID`);
+    by having the model *continue*, where `continue_` says that it can; by *replay*, the same
+    request again, whose repeated text is matched and swallowed. Else the reply fails.
 
     Args:
+        continue_: How this server *and* this model go on from a partial answer, which the request
+            then ends with. Never guessed: a server that starts over in other words cannot be told
+            from one that continues. `"vllm"`: by `continue_final_message`, as vLLM and SGLang do;
+            `"prefix"`: by `"prefix": true` on that message (DeepSeek, Mistral, and LiteLLM for
+            these and Anthropic); `"prefill"`: by that message alone. `None`: it does not. Not
+            used in the middle of reasoning or after a tool call has begun, nor with several
+            choices, a response format or `logprobs`.
+        echo: Whether the continued answer begins with the partial one, rather than after it.
+        max_replay: The most characters that one reply may receive twice, over all its replays;
+            0 forbids replays. A replay is paid for: `reply.attempts` tells how much.
         on_divergence: What to do when the second answer differs from the text that was already
             delivered: `"raise"` ends the reply with `StreamInterrupted`, which carries the exact
             text so far; `"restart"` gives a `Restarted` event and starts `reply.text` anew.
 
-    >>> ResumePolicy(on_divergence="restart").on_divergence
-    'restart'
+    >>> ResumePolicy(on_divergence="restart").max_replay
+    1000000
     """
 
+    continue_: Literal["vllm", "prefix", "prefill"] | None = None
+    echo: bool = False
+    max_replay: int = 1_000_000
     on_divergence: Literal["raise", "restart"] = "raise"
 
     def __post_init__(self) -> None:
+        if self.continue_ not in ("vllm", "prefix", "prefill", None):
+            raise ValueError(
+                f"continue_ is {self.continue_!r}, but must be 'vllm', 'prefix', 'prefill' or None"
+            )
+        if self.echo and self.continue_ is None:
+            raise ValueError("echo says how a server continues: give continue_ too")
+        if self.max_replay < 0:
+            raise ValueError(f"max_replay is {self.max_replay}, but must be 0 or more")
         if self.on_divergence not in ("raise", "restart"):
             raise ValueError(
                 f"on_divergence is {self.on_divergence!r}, but must be 'raise' or 'restart'"

@@ -1,0 +1,140 @@
+"""Where a stream was left that the server keeps: the ids of its events.
+
+A server that gives its events ids may take the stream up after the one in `Last-Event-ID` (WHATWG
+HTML, section 9.2, "Server-sent events"). It may as well ignore the header, or have lost the
+stream, and start over, with ids that look like anything. So the first event of its answer decides
+which of the two it is, and what cannot be told counts as started over: matching (`resume`) then
+swallows what repeats, where a wrong guess would double the text.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from . import lenient_json
+from .sse import ServerSentEvent
+
+_NUMBERED = re.compile(r"(.*?)(0|[1-9][0-9]{0,17})", re.DOTALL)
+
+
+class _Delta(msgspec.Struct, gc=False):
+    role: object = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    delta: _Delta | None = None
+
+
+class _Head(msgspec.Struct, gc=False):
+    """Of a chunk, what tells one answer from another."""
+
+    id: object = None
+    choices: list[_Choice] = []
+
+    @property
+    def has_role(self) -> bool:
+        return any(choice.delta and choice.delta.role for choice in self.choices)
+
+
+_decode_head = msgspec.json.Decoder(_Head).decode
+
+
+def _head(data: bytes) -> _Head:
+    try:
+        return _decode_head(data)
+    except lenient_json.MSGSPEC_ERRORS:
+        return _Head()
+
+
+def _numbered(event_id: str) -> tuple[str, int] | None:
+    match = _NUMBERED.fullmatch(event_id)
+    return None if match is None else (match[1], int(match[2]))
+
+
+class _Ids:
+    """A set of ids; those that are numbered one after another take no room."""
+
+    def __init__(self) -> None:
+        self._prefix: str | None = None
+        self._numbers = range(0)
+        self._others: set[str] = set()
+
+    def add(self, event_id: str) -> None:
+        numbered = _numbered(event_id)
+        if numbered is not None:
+            prefix, number = numbered
+            if self._prefix is None:
+                self._prefix, self._numbers = prefix, range(number, number + 1)
+                return
+            if prefix == self._prefix and number == self._numbers.stop:
+                self._numbers = range(self._numbers.start, number + 1)
+                return
+        self._others.add(event_id)
+
+    def __contains__(self, event_id: str) -> bool:
+        if event_id in self._others:
+            return True
+        numbered = _numbered(event_id)
+        return numbered is not None and numbered[0] == self._prefix and numbered[1] in self._numbers
+
+
+class Cursor:
+    r"""The place in one kept stream, from its first event on.
+
+    >>> cursor = Cursor()
+    >>> cursor.passed(ServerSentEvent("message", b'{"id":"chatcmpl-1"}', id="7"))
+    >>> cursor.last_event_id
+    '7'
+    >>> cursor.goes_on_at(ServerSentEvent("message", b'{"id":"chatcmpl-1"}', id="8"))
+    True
+    >>> cursor.goes_on_at(ServerSentEvent("message", b'{"id":"chatcmpl-2"}', id="1"))
+    False
+    """
+
+    def __init__(self) -> None:
+        self._ids = _Ids()
+        self._first: ServerSentEvent | None = None
+        self._last: ServerSentEvent | None = None
+        self._exact = False
+
+    @property
+    def last_event_id(self) -> str | None:
+        """What to send as `Last-Event-ID`; `None` where the stream cannot be taken up by it."""
+        return self._last.id if self._last is not None and self._exact else None
+
+    def passed(self, event: ServerSentEvent) -> None:
+        """`event` was taken; whatever comes next lies behind it."""
+        # The decoder hands the last id on to events that have none of their own: the server could
+        # not tell whether those behind the last id were seen.
+        self._exact = event.id is not None and (self._last is None or event.id != self._last.id)
+        if event.id is None or not self._exact:
+            return
+        self._ids.add(event.id)
+        self._first = self._first or event
+        self._last = event
+
+    def has_passed(self, event: ServerSentEvent) -> bool:
+        """Whether `event` was taken already, by its id."""
+        return event.id is not None and event.id in self._ids
+
+    def goes_on_at(self, event: ServerSentEvent) -> bool:
+        """Whether the answer that begins with `event` takes the stream up, or starts over.
+
+        Args:
+            event: The first one that came in answer to `last_event_id`.
+        """
+        if event.id is None or self._first is None or self._last is None:
+            return False
+        ours, theirs = _head(self._last.data), _head(event.data)
+        both_named = ours.id is not None and theirs.id is not None
+        if self.has_passed(event):
+            # A repetition from the very beginning is matched like any other answer.
+            return event.id != self._first.id and (not both_named or ours.id == theirs.id)
+        if theirs.has_role and (self._last is self._first or not ours.has_role):
+            return False  # Only the beginning of an answer says who speaks.
+        if both_named and ours.id == theirs.id:
+            return True
+        before, after = _numbered(self._last.id or ""), _numbered(event.id)
+        return before is not None and after == (before[0], before[1] + 1)

@@ -1,0 +1,333 @@
+"""How one reply goes on after it broke: the next request, and what its answer is to the reader.
+
+The ways, in the order in which they are tried (design section 4): by the cursor, by having the
+model continue, by replay. A way that the server refuses is not tried again in the same reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import msgspec
+
+from . import lenient_json
+from .chat import DONE, ChatDecoder
+from .cursor import Cursor
+from .errors import (
+    AuthenticationError,
+    BadRequestError,
+    GatewayError,
+    NotFoundError,
+    RateLimitError,
+)
+from .events import Delta, RawEvent, Restarted
+from .resume import Delivered, Diverged
+from .settings import ResumePolicy
+from .sse import ServerSentEvent
+
+Way = Literal["cursor", "continue", "replay"]
+
+# In a request, these ask for more than a text, or for one that a grammar governs from its begin.
+_NOT_JUST_TEXT = (
+    "logprobs", "top_logprobs", "structured_outputs",
+    "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+    "regex", "ebnf", "json_schema",
+)  # fmt: skip
+_OUTPUT_LIMITS = (("max_tokens", 1), ("max_completion_tokens", 1), ("min_tokens", 0))
+
+
+class CannotResume(Exception):
+    """None of the ways is left; the message says why, for a person."""
+
+
+class StartedOver(Exception):
+    """The server did not go on where it was asked to, and there is a better way than to read on."""
+
+
+@dataclass(frozen=True, slots=True)
+class NextRequest:
+    """What to send.
+
+    Args:
+        way: How it takes the reply up; `None` where nothing was delivered yet.
+        content: The body.
+        headers: Beside the usual ones.
+    """
+
+    way: Way | None
+    content: bytes
+    headers: Mapping[str, str]
+
+
+class Resumption:
+    """The requests of one reply, and the place of their answers in it.
+
+    For each attempt: `next_request`; `begin` with each event until one begins the answer; for that
+    event and those behind it `is_repeat`, `decoder` and, for what it decodes, `new_parts` and
+    `is_new`; `passed`.
+
+    >>> resumption = Resumption({"model": "m", "messages": []}, ResumePolicy())
+    >>> resumption.next_request()
+    NextRequest(way=None, content=b'{"model":"m","messages":[]}', headers={})
+    >>> event = ServerSentEvent("message", b'{"choices":[{"delta":{"content":"Once"}}]}')
+    >>> resumption.begin(event)
+    True
+    >>> [part.text for item in resumption.decoder.decode(event)
+    ...  for part in resumption.new_parts(item)]
+    ['Once']
+    >>> resumption.next_request().way
+    'replay'
+
+    Args:
+        body: The request's body.
+        policy: Which ways there are.
+
+    Raises:
+        TypeError: `body` holds something that JSON cannot.
+    """
+
+    def __init__(self, body: Mapping[str, object], policy: ResumePolicy) -> None:
+        self._content = msgspec.json.encode(body)
+        self._policy = policy
+        self._delivered = Delivered()
+        self._cursor = Cursor()
+        self._refused: set[Way] = set()
+        # Of the answer that the cursor is in, over all attempts that took it up.
+        self._kept_decoder = ChatDecoder()
+        self._is_continuation = False
+        self._repeated: list[Delta] = []
+        self._tokens = 0  # That the reader has, about: the deltas with text or reasoning.
+        # Of the attempt
+        self.way: Way | None = None
+        self.begun = False
+        self.decoder = ChatDecoder()
+        self._taken_up_after: str | None = None
+        self._last_id: str | None = None
+        self._last_was_repeat = False
+
+    # What the reader has
+
+    @property
+    def content(self) -> bool:
+        """Whether text, reasoning or a tool call was delivered."""
+        return self._delivered.content
+
+    @property
+    def finish_reason(self) -> str | None:
+        """The finish reason of the first choice, or of the only one that has one."""
+        return self._delivered.finish_reason
+
+    @property
+    def repeated(self) -> int:
+        """How many characters came once more, over all attempts."""
+        return self._delivered.repeated
+
+    # Requests
+
+    def next_request(self) -> NextRequest:
+        """What the next attempt sends.
+
+        Raises:
+            CannotResume: There is nothing that it may send.
+        """
+        self.begun = False
+        self.decoder = ChatDecoder()
+        content, headers = self._content, dict[str, str]()
+        last_event_id = self._cursor.last_event_id
+        if last_event_id is not None and "cursor" not in self._refused:
+            self.way = "cursor"
+            headers["Last-Event-ID"] = last_event_id
+        elif (continued := self._continued()) is not None:
+            self.way = "continue"
+            content = msgspec.json.encode(continued)
+        else:
+            self._check_replay()
+            self.way = "replay" if self._delivered.content else None
+        return NextRequest(self.way, content, headers)
+
+    def leave_out(self, field: str) -> bool:
+        """Never again send `field` of the body; whether there was one."""
+        body = cast("dict[str, object]", msgspec.json.decode(self._content))
+        if field not in body:
+            return False
+        del body[field]
+        self._content = msgspec.json.encode(body)
+        return True
+
+    def refused(self, error: GatewayError) -> bool:
+        """Whether `error`, the answer's status, is about the way; it is not tried again then.
+
+        A server that kept no stream, or does not continue, says so by 400 or 404 (or another
+        status of that kind), not by a failure that passes.
+        """
+        if self.way not in ("cursor", "continue") or error.retryable:
+            return False
+        if not isinstance(error, BadRequestError | NotFoundError):
+            return False
+        self._refused.add(self.way)
+        return True
+
+    def ended_early(self, error: GatewayError | None) -> None:
+        """The server ended the answer, by the frame `error` or by nothing.
+
+        A kept stream that goes on with nothing is left: it ended as it did the first time.
+        """
+        passes = isinstance(error, AuthenticationError | RateLimitError)
+        if self.way == "cursor" and not self.begun and not passes:
+            self._refused.add("cursor")
+
+    def _check_replay(self) -> None:
+        """Raises: CannotResume."""
+        expected = self._delivered.characters
+        if expected and self._delivered.repeated + expected > self._policy.max_replay:
+            raise CannotResume(
+                f"the reply broke after {expected} characters, and asking for it again would "
+                f"exceed the {self._policy.max_replay} that may be replayed: see "
+                "ResumePolicy(max_replay=...)"
+            )
+
+    def _continued(self) -> dict[str, object] | None:
+        """The body that has the model go on, or `None` where it cannot be asked to."""
+        policy = self._policy
+        if policy.continue_ is None or "continue" in self._refused:
+            return None
+        partial = self._delivered.continuable_text
+        body = cast("dict[str, object]", msgspec.json.decode(self._content))
+        if not partial or not _is_just_text(body):
+            return None
+        messages = lenient_json.objects(body.get("messages"))
+        if messages != body.get("messages"):
+            return None
+        message: dict[str, object] = {"role": "assistant"}
+        if messages and messages[-1].get("role") == "assistant":  # A prefill of the caller's own.
+            message = messages.pop()
+            begun = message.get("content")
+            if not isinstance(begun, str):
+                return None
+            if not policy.echo:
+                partial = begun + partial
+            elif len(partial) < len(begun.rstrip()):
+                return None  # It broke before anything of the model's own came.
+        message["content"] = partial
+        if policy.continue_ == "prefix":
+            message["prefix"] = True
+        elif policy.continue_ == "vllm":
+            body |= {"add_generation_prompt": False, "continue_final_message": True}
+        for limit, least in _OUTPUT_LIMITS:
+            allowed = body.get(limit)
+            if isinstance(allowed, int):
+                body[limit] = max(allowed - self._tokens, least)
+        return body | {"messages": [*messages, message]}
+
+    # Answers
+
+    def begin(self, event: ServerSentEvent | None) -> bool:
+        """Whether the answer begins with `event`; errors and `[DONE]` begin none.
+
+        Args:
+            event: One of the answer's; `None` for a whole completion.
+
+        Raises:
+            StartedOver: See there.
+            CannotResume: The server has started over, and a replay is not allowed.
+        """
+        if event is not None:
+            first = next(iter(ChatDecoder().decode(event)), DONE)
+            if first is DONE or isinstance(first, GatewayError):
+                return False
+        if self.way == "cursor":
+            if event is not None and self._cursor.goes_on_at(event):
+                self.decoder = self._kept_decoder
+                self.decoder.take_up()
+                self._taken_up_after = self._cursor.last_event_id
+                self._last_id = None
+                self.begun = True
+                return True
+            if self._continued() is not None:
+                self._refused.add("cursor")
+                raise StartedOver
+            self._check_replay()
+            self.way = "replay" if self._delivered.content else None
+        self._is_continuation = self.way == "continue"
+        if self._is_continuation:
+            self._delivered.begin_continuation(echo=self._policy.echo)
+        else:
+            self._delivered.begin_attempt()
+        self._cursor = Cursor()
+        self._kept_decoder = self.decoder
+        self._repeated = []
+        self._taken_up_after = None
+        self.begun = True
+        return True
+
+    def is_repeat(self, event: ServerSentEvent) -> bool:
+        """Whether the kept stream has given `event` before."""
+        if self._taken_up_after is None:
+            return False
+        if event.id != self._last_id:
+            self._last_id = event.id
+            self._last_was_repeat = self._cursor.has_passed(event)
+            return self._last_was_repeat
+        # An event without an id of its own, behind one that has it.
+        return self._last_was_repeat and event.id != self._taken_up_after
+
+    def passed(self, event: ServerSentEvent) -> None:
+        """`event` was taken, and was more than an error."""
+        self._cursor.passed(event)
+
+    def new_parts(self, delta: Delta) -> tuple[Delta | Restarted, ...]:
+        """What of `delta` the reader has not got, or a new beginning and all from there on.
+
+        Raises:
+            Diverged: The answer is another one, and the reply may not start over.
+        """
+        if self._policy.on_divergence == "restart" and self._delivered.repeating:
+            self._repeated.append(delta)
+        try:
+            new = self._delivered.new_part(delta)
+        except Diverged:
+            return self._restarted()
+        if new is None:
+            return ()
+        self._tokens += bool(new.text or new.reasoning)
+        return (new,)
+
+    def is_new(self, event: RawEvent) -> bool:
+        """Whether the reader has not got this event yet."""
+        return self._delivered.is_new(event)
+
+    def end(self) -> tuple[Delta | Restarted, ...]:
+        """The answer is complete; what the reader gets for that.
+
+        Raises:
+            Diverged: It ended before the first one's length, and the reply may not start over.
+        """
+        try:
+            self._delivered.end_attempt()
+        except Diverged:
+            return self._restarted()
+        return ()
+
+    def _restarted(self) -> tuple[Delta | Restarted, ...]:
+        if self._is_continuation:  # Half an answer is nothing to start over with.
+            self._refused.add("continue")
+            self._cursor = Cursor()
+            raise StartedOver
+        if self._policy.on_divergence != "restart" or self._delivered.tool_calls:
+            raise Diverged
+        self._delivered.restart()
+        self._tokens = 0
+        repeated, self._repeated = self._repeated, []
+        return (Restarted(), *(part for delta in repeated for part in self.new_parts(delta)))
+
+
+def _is_just_text(body: Mapping[str, object]) -> bool:
+    """Whether the answer to `body` is one text, which can be continued."""
+    response_format = lenient_json.as_object(body.get("response_format")) or {"type": "text"}
+    return (
+        body.get("n") in (None, 1)
+        and response_format.get("type") == "text"
+        and not any(body.get(field) for field in _NOT_JUST_TEXT)
+    )
