@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import inf
+from typing import Literal
 
 import trio
 
@@ -178,7 +179,7 @@ class Receiver:
         repeated_before = self._resumption.repeated
         response: Response | None = None
         try:
-            with self._time_limit("first token", first_token_by, total_by):
+            with self._time_limit("first_token", first_token_by, total_by):
                 response = await self._transport.send(
                     self._make_request(key, content=request.content, headers=request.headers)
                 )
@@ -187,7 +188,7 @@ class Receiver:
             content_type = response.headers.get("content-type", "text/event-stream")
             kind = content_type.partition(";")[0].strip().lower()
             if kind == "application/json":
-                with self._time_limit("first token", first_token_by, total_by):
+                with self._time_limit("first_token", first_token_by, total_by):
                     body = await read_body(response)
                 self._begin(None, attempt)
                 items = self._resumption.decoder.decode_completion(body)
@@ -225,11 +226,12 @@ class Receiver:
         """The event stream of one response."""
         events = EventStreamDecoder()
         between_tokens = self._timeouts.between_tokens or inf
-        name, by = "first token", first_token_by
+        which: Literal["first_token", "between_tokens"] = "first_token"
+        by = first_token_by
         done = False
         while not done:
             try:
-                with self._time_limit(name, by, total_by):
+                with self._time_limit(which, by, total_by):
                     data = await response.receive()
             except (APIConnectionError, StreamTimeout):
                 if self._resumption.decoder.complete:
@@ -237,9 +239,11 @@ class Receiver:
                 raise
             if not data:
                 break
-            name, by = "next token", trio.current_time() + between_tokens
+            which, by = "between_tokens", trio.current_time() + between_tokens
             for event in events.feed(data):
-                done = self._take_event(event, attempt) or done
+                done = self._take_event(event, attempt)
+                if done:
+                    break
             if self._buffer.full:
                 full_since = trio.current_time()
                 await self._buffer.wait_for_room()
@@ -258,17 +262,21 @@ class Receiver:
                     pass
 
     @contextmanager
-    def _time_limit(self, name: str, by: float, total_by: float) -> Generator[None]:
+    def _time_limit(
+        self, which: Literal["first_token", "between_tokens"], by: float, total_by: float
+    ) -> Generator[None]:
         with trio.move_on_at(min(by, total_by)) as scope:
             yield
         if scope.cancelled_caught:
             timeouts = self._timeouts
             if total_by < by:
-                raise StreamTimeout(
-                    f"the reply was not complete after {timeouts.total:g} s", retryable=False
-                )
-            seconds = timeouts.first_token if name == "first token" else timeouts.between_tokens
-            raise StreamTimeout(f"no {name} came within {seconds:g} s", retryable=True)
+                message = f"the reply was not complete after {timeouts.total:g} s"
+                raise StreamTimeout(message, which="total", retryable=False)
+            if which == "first_token":
+                message = f"no first token came within {timeouts.first_token:g} s"
+            else:
+                message = f"no next token came within {timeouts.between_tokens:g} s"
+            raise StreamTimeout(message, which=which)
 
     def _response_error(self, response: Response, body: bytes) -> Exception:
         error = error_from_response(response.status, response.headers, body, now=self._now())
@@ -338,6 +346,7 @@ class Receiver:
 
     def _give(self, part: Delta | Restarted, size: int | None = None) -> None:
         if isinstance(part, Restarted):
+            self._recovering.restarted()
             self._buffer.put(part)
             return
         now = trio.current_time()

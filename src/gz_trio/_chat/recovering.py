@@ -79,7 +79,8 @@ class Recovering:
     async def _get_key(self, rejection: GatewayError | None) -> Key:
         try:
             if rejection is None:
-                if self._authenticator.state.status is AuthStatus.AUTHENTICATING:
+                state = self._authenticator.state
+                if state.status is AuthStatus.AUTHENTICATING or state.key is None:
                     self._announce(Paused("refresh"))
                 return await self._authenticator.key()
             return await self._authenticator.refresh(
@@ -97,6 +98,10 @@ class Recovering:
     def progressed(self) -> None:
         """New text came: whatever keeps failing, it is not the same thing."""
         self._recovery.progressed()
+
+    def restarted(self) -> None:
+        """The reader drops what it has."""
+        self._recovery.restarted()
 
     def decide(
         self, failure: GatewayError, *, in_frame: bool = False, mid_stream: bool = False

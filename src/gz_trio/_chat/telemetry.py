@@ -1,0 +1,372 @@
+"""What is told of a reply: a span, one more for each attempt, metrics and log records.
+
+Names are those of OpenTelemetry's generative-AI conventions, and `gz_trio.` for what they do not
+know. The same names are the extra fields of the log records (`gz_trio.reply`). Never told: what
+was asked and answered, and keys.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
+from typing import Protocol, cast
+from urllib.parse import urlsplit
+
+import msgspec
+import trio
+
+from .. import _telemetry as telemetry
+from .._protocol import lenient_json
+from .._protocol.errors import GatewayError
+from .._protocol.events import Delta, Paused, RateLimited, Restarted, Resumed, Usage
+from .._telemetry import Attributes, Span
+
+_log = logging.getLogger("gz_trio.reply")
+_reply_ids = count(1)
+
+# The conventions' names for providers whose own API this is. Anybody else's gateway speaks
+# OpenAI's format, and the attribute names the format, whoever answers in the end.
+_PROVIDERS = {
+    "api.anthropic.com": "anthropic",
+    "api.cohere.ai": "cohere",
+    "api.deepseek.com": "deepseek",
+    "api.groq.com": "groq",
+    "api.mistral.ai": "mistral_ai",
+    "api.moonshot.ai": "moonshot_ai",
+    "api.perplexity.ai": "perplexity",
+    "api.x.ai": "x_ai",
+    "generativelanguage.googleapis.com": "gcp.gemini",
+}
+_AZURE = ".openai.azure.com"
+
+# Fields of a chat-completions request, the conventions' names for them, and their type.
+_REQUEST_FIELDS: tuple[tuple[str, str, type[int | float]], ...] = (
+    ("max_tokens", "gen_ai.request.max_tokens", int),
+    ("max_completion_tokens", "gen_ai.request.max_tokens", int),
+    ("temperature", "gen_ai.request.temperature", float),
+    ("top_p", "gen_ai.request.top_p", float),
+    ("top_k", "gen_ai.request.top_k", float),
+    ("frequency_penalty", "gen_ai.request.frequency_penalty", float),
+    ("presence_penalty", "gen_ai.request.presence_penalty", float),
+    ("seed", "gen_ai.request.seed", int),
+)
+_OUTPUT_TYPES = {"text": "text", "json_object": "json", "json_schema": "json"}
+
+
+class AttemptRecord(Protocol):
+    """What is read of an attempt: of its start when it begins, of its end when it has ended."""
+
+    @property
+    def generation(self) -> int:
+        """Of the key that it was sent with."""
+        ...
+
+    @property
+    def taken_up(self) -> str:
+        """`"first"`, `"cursor"`, `"continue"` or `"replay"`."""
+        ...
+
+    @property
+    def deltas(self) -> int:
+        """How many deltas came."""
+        ...
+
+    @property
+    def error(self) -> GatewayError | None:
+        """What ended it, or `None` where it was complete or nobody read on."""
+        ...
+
+
+class ReplyTelemetry:
+    """Tells of one reply. Made in its reader's task: what is current there, the span is part of.
+
+    All else is called by the task that receives. Nothing is called for each token.
+
+    Args:
+        body: The request's.
+        origin: Where it is sent to, as `"https://host"`.
+    """
+
+    def __init__(self, body: Mapping[str, object], origin: str) -> None:
+        self._started = trio.current_time()
+        self._labels: dict[str, str | int] = {"gen_ai.operation.name": "chat", **_server(origin)}
+        name = "chat"
+        model = body.get("model")
+        if isinstance(model, str):
+            self._labels["gen_ai.request.model"] = model
+            name = f"chat {model}"
+        self._fields = {"gz_trio.reply.id": next(_reply_ids), **self._labels}
+        self._span = Span(name, {**self._fields, **_request(body)}, client=True)
+        self._attempts = 0
+        self._attempt: _Attempt | None = None
+        self._response: dict[str, str] = {}
+        self._first_token: float | None = None
+        self._pause: tuple[str, float] | None = None
+        self._paused = 0.0
+        self._ended = False
+        self._log(logging.DEBUG, "gz_trio.reply.started", {}, "a reply begins")
+
+    def receiving(self) -> AbstractContextManager[object]:
+        """Around all that the receiving task does: a refresh, say, is part of the reply."""
+        return self._span.current()
+
+    @contextmanager
+    def attempt(self, attempt: AttemptRecord) -> Generator[None]:
+        """Around one attempt: sending, receiving, and saying in `attempt.error` what ended it."""
+        self._attempts += 1
+        about: dict[str, str | int] = {
+            "gz_trio.attempt.number": self._attempts,
+            "gz_trio.attempt.taken_up": attempt.taken_up,
+            "gz_trio.key.generation": attempt.generation,
+        }
+        where = {name: self._labels[name] for name in ("server.address", "server.port")}
+        span = Span("gz_trio.attempt", {**where, **about}, parent=self._span, client=True)
+        told = self._attempt = _Attempt(span, attempt, about)
+        message = "attempt %d begins"
+        self._log(logging.DEBUG, "gz_trio.attempt.started", about, message, self._attempts)
+        raised: BaseException | None = None
+        try:
+            with span.current():
+                yield
+        except BaseException as error:
+            raised = error
+            raise
+        finally:
+            left = raised is not None and not isinstance(raised, Exception)
+            self._end_attempt(told, None if left else raised, left=left)
+
+    def headers(self) -> dict[str, str]:
+        """What the attempt's request carries beside its own headers, so that traces join."""
+        return {} if self._attempt is None else self._attempt.span.headers()
+
+    def responded(self, status: int) -> None:
+        """The head of the attempt's response has come."""
+        if self._attempt is not None:
+            self._attempt.about["http.response.status_code"] = status
+
+    def answered(self, delta: Delta) -> None:
+        """The attempt's first delta has come: it names the answer and its model."""
+        try:
+            head = _decode_head(delta.raw)
+        except lenient_json.MSGSPEC_ERRORS:
+            return
+        named = (("gen_ai.response.id", head.id), ("gen_ai.response.model", head.model))
+        self._response = {name: value for name, value in named if isinstance(value, str) and value}
+        if self._attempt is not None:
+            self._attempt.about.update(self._response)
+
+    def first_token(self) -> None:
+        """The reply's first text, reasoning or tool call has come."""
+        seconds = self._first_token = trio.current_time() - self._started
+        told = {"gen_ai.response.time_to_first_chunk": seconds}
+        self._span.set(told)
+        message = "the first token came after %.3f s"
+        self._log(logging.DEBUG, "gz_trio.first_token", told, message, seconds)
+
+    def announced(self, event: Paused | RateLimited | Resumed | Restarted) -> None:
+        """The reader is told of this."""
+        told: dict[str, str | float] = {}
+        match event:
+            case Paused(reason):
+                self._pause = self._pause or (reason, trio.current_time())
+                name, message = "gz_trio.paused", f"paused: {reason}"
+                told["gz_trio.pause.reason"] = reason
+            case RateLimited(wait):
+                self._pause = self._pause or ("rate_limit", trio.current_time())
+                name, message = "gz_trio.paused", f"paused: rate limit, {wait:.3f} s"
+                told |= {"gz_trio.pause.reason": "rate_limit", "gz_trio.pause.wait": wait}
+            case Resumed():
+                seconds = self._end_pause()
+                name, message = "gz_trio.resumed", f"goes on after {seconds:.3f} s"
+                told["gz_trio.pause.duration"] = seconds
+            case Restarted():
+                name = "gz_trio.restarted"
+                message = "the second answer is another one: the text starts anew"
+        self._span.event(name, told)
+        self._log(logging.INFO, name, told, message)
+
+    def ended(
+        self,
+        error: Exception | None,
+        *,
+        finish_reasons: Sequence[str] = (),
+        usage: Usage | None = None,
+    ) -> None:
+        """The end; the first call counts.
+
+        Args:
+            error: `None` where the reply is complete, `trio.ClosedResourceError` where its reader
+                has left, else why it failed.
+            finish_reasons: Of each choice that has one.
+            usage: What the server said.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        outcome = "complete" if error is None else "failed"
+        if isinstance(error, trio.ClosedResourceError):
+            error, outcome = None, "left"
+        if self._attempt is not None:
+            self._end_attempt(self._attempt, error, left=outcome == "left")
+        self._end_pause()
+        seconds = trio.current_time() - self._started
+        told: dict[str, str | int | float | Sequence[str]] = {
+            "gz_trio.outcome": outcome,
+            "gz_trio.reply.attempts": self._attempts,
+            "gz_trio.reply.paused": self._paused,
+            **self._response,
+            **_usage(usage),
+        }
+        if finish_reasons:
+            told["gen_ai.response.finish_reasons"] = tuple(finish_reasons)
+        self._span.set(told)
+        self._measure(seconds, outcome, error, usage)
+        self._log_end(seconds, error, told)
+        self._span.end(error)
+
+    def _measure(
+        self, seconds: float, outcome: str, error: Exception | None, usage: Usage | None
+    ) -> None:
+        labels = dict(self._labels)
+        if "gen_ai.response.model" in self._response:
+            labels["gen_ai.response.model"] = self._response["gen_ai.response.model"]
+        ended = {**labels, "gz_trio.outcome": outcome, **_failure(error)}
+        telemetry.record(telemetry.OPERATION_DURATION, seconds, ended)
+        if self._first_token is not None:
+            telemetry.record(telemetry.TIME_TO_FIRST_CHUNK, self._first_token, labels)
+        if usage is not None:
+            for kind, tokens in (
+                ("input", usage.prompt_tokens),
+                ("output", usage.completion_tokens),
+            ):
+                spent = {**labels, "gen_ai.token.type": kind}
+                telemetry.record(telemetry.TOKEN_USAGE, tokens, spent)
+
+    def _log_end(self, seconds: float, error: Exception | None, told: Attributes) -> None:
+        event, values = "gz_trio.reply.ended", (seconds, self._attempts)
+        if error is None:
+            message = f"{told['gz_trio.outcome']} after %.3f s, attempts: %d"
+            self._log(logging.DEBUG, event, told, message, *values)
+            return
+        # The reader gets the error. A warning is due where an answer that had begun is lost.
+        level = logging.INFO if self._first_token is None else logging.WARNING
+        why = telemetry.safe_message(error) or telemetry.error_type(error)
+        message = "failed after %.3f s, attempts: %d: %s"
+        self._log(level, event, {**told, **_failure(error)}, message, *values, why)
+
+    def _end_attempt(self, told: _Attempt, raised: BaseException | None, *, left: bool) -> None:
+        if self._attempt is not told:
+            return  # The reply's end was the attempt's.
+        self._attempt = None
+        error = told.record.error or raised
+        outcome = "failed" if error is not None else "left" if left else "complete"
+        told.about["gz_trio.outcome"] = outcome
+        told.about["gz_trio.attempt.deltas"] = told.record.deltas
+        told.span.set(told.about)
+        told.span.end(error)
+        event, number = "gz_trio.attempt.ended", told.about["gz_trio.attempt.number"]
+        if error is None:
+            self._log(logging.DEBUG, event, told.about, "attempt %d: %s", number, outcome)
+        else:
+            fields = {**told.about, **_failure(error)}
+            why = fields["error.type"]
+            self._log(logging.INFO, event, fields, "attempt %d failed: %s", number, why)
+
+    def _end_pause(self) -> float:
+        """How long the reply was paused until now, in seconds."""
+        if self._pause is None:
+            return 0.0
+        (reason, since), self._pause = self._pause, None
+        seconds = trio.current_time() - since
+        self._paused += seconds
+        labels = {**self._labels, "gz_trio.pause.reason": reason}
+        telemetry.record(telemetry.PAUSE_DURATION, seconds, labels)
+        return seconds
+
+    def _log(
+        self, level: int, event: str, attributes: Attributes, message: str, *values: object
+    ) -> None:
+        telemetry.log(_log, level, event, {**self._fields, **attributes}, message, *values)
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """The attempt under way: its span, the reply's own record, and what is known of it."""
+
+    span: Span
+    record: AttemptRecord
+    about: dict[str, str | int]
+
+
+class _Head(msgspec.Struct):
+    """What an event says of the whole answer."""
+
+    id: object = None
+    model: object = None
+
+
+_decode_head = msgspec.json.Decoder(_Head).decode
+
+
+@lru_cache
+def _server(origin: str) -> dict[str, str | int]:
+    url = urlsplit(origin)
+    host = url.hostname or ""
+    azure = host.endswith(_AZURE)
+    return {
+        "gen_ai.provider.name": "azure.ai.openai" if azure else _PROVIDERS.get(host, "openai"),
+        "server.address": host,
+        "server.port": url.port or (443 if url.scheme == "https" else 80),
+    }
+
+
+def _request(body: Mapping[str, object]) -> dict[str, str | bool | int | float | Sequence[str]]:
+    """The parameters of a request; none of its text."""
+    found: dict[str, str | bool | int | float | Sequence[str]] = {"gen_ai.request.stream": True}
+    for field, name, kind in _REQUEST_FIELDS:
+        value = body.get(field)
+        if isinstance(value, int | kind) and not isinstance(value, bool):
+            found[name] = kind(value)
+    choices = body.get("n")
+    if isinstance(choices, int) and choices != 1:
+        found["gen_ai.request.choice.count"] = choices
+    stop = body.get("stop")
+    if isinstance(stop, str):
+        found["gen_ai.request.stop_sequences"] = (stop,)
+    elif isinstance(stop, list | tuple):
+        sequences = cast("Sequence[object]", stop)
+        found["gen_ai.request.stop_sequences"] = tuple(str(each) for each in sequences)
+    output = lenient_json.as_object(body.get("response_format")) or {}
+    kind_of_output = _OUTPUT_TYPES.get(str(output.get("type")))
+    if kind_of_output is not None:
+        found["gen_ai.output.type"] = kind_of_output
+    return found
+
+
+def _usage(usage: Usage | None) -> dict[str, int]:
+    if usage is None:
+        return {}
+    found = {
+        "gen_ai.usage.input_tokens": usage.prompt_tokens,
+        "gen_ai.usage.output_tokens": usage.completion_tokens,
+    }
+    for details, field, name in (
+        ("prompt_tokens_details", "cached_tokens", "gen_ai.usage.cache_read.input_tokens"),
+        (
+            "completion_tokens_details",
+            "reasoning_tokens",
+            "gen_ai.usage.reasoning.output_tokens",
+        ),
+    ):
+        tokens = (lenient_json.as_object(usage.raw.get(details)) or {}).get(field)
+        if isinstance(tokens, int):
+            found[name] = tokens
+    return found
+
+
+def _failure(error: BaseException | None) -> dict[str, str]:
+    return {} if error is None else {"error.type": telemetry.error_type(error)}
