@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ._chunks import Completion
 from ._faults import (
     Comment,
     Cut,
@@ -21,6 +20,7 @@ from ._faults import (
     error_body,
 )
 from ._plan import FaultPlan
+from ._run import Run
 from ._server import Exchange, HangUp
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ class SeenRequest:
         body: The JSON object that came; `None` if there was none.
         generation: Of the key that it came with; `None` for a key that never was valid.
         status: The status that was answered; `None` until then, or if there was no answer.
-        tokens: How many tokens of the answer were sent.
+        tokens: How many tokens the model made for it: all that were sent, and one that was cut
+            off halfway; of a kept stream that was taken up, only those that were not there yet.
+        resumed_after: The id of the event after which a kept stream was taken up, the request's
+            `Last-Event-ID`; `None` for an answer from its start.
         complete: Whether the answer was sent to its proper end.
         faults: What went wrong on purpose, in the order in which it struck.
     """
@@ -50,6 +53,7 @@ class SeenRequest:
     generation: int | None
     status: int | None = None
     tokens: int = 0
+    resumed_after: str | None = None
     complete: bool = False
     faults: list[Fault] = field(default_factory=list[Fault])
 
@@ -65,7 +69,6 @@ class Call:
         seen: What the ledger keeps.
         number: 1 for the first request to this path.
         request_id: The answer's `x-request-id`.
-        mark: What each token from here on begins with.
     """
 
     gateway: FakeGateway
@@ -74,9 +77,8 @@ class Call:
     seen: SeenRequest
     number: int
     request_id: str
-    mark: str = ""
 
-    async def strike(self, token: int | None, completion: Completion | None = None) -> Fault | None:
+    async def strike(self, token: int | None, run: Run | None = None) -> Fault | None:
         """Let the faults of this moment strike; gives the one that ends the answer, if any.
 
         A checkpoint only if one of them takes time.
@@ -96,14 +98,14 @@ class Call:
                         await exchange.flush()
                         raise HangUp(reset=reset)
                     exchange.hang_up_after(after_bytes, reset=reset)
-                case OtherText(mark):
-                    self.mark = mark
+                case OtherText(mark) if run is not None:
+                    run.mark = mark
                 case Insert(data):
                     exchange.put_body(data)
                 case Comment(text):
                     exchange.put_body(f": {text}\n\n".encode())
-                case Warning_(message) if completion is not None:
-                    exchange.put_body(completion.warning(message))
+                case Warning_(message) if run is not None:
+                    exchange.put_body(run.completion.warning(message))
                 case _:
                     return fault
         return None

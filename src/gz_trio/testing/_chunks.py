@@ -112,6 +112,17 @@ def text_of(deltas: Iterable[Delta], choice: int = 0) -> str:
     return "".join(delta.text for delta in deltas if delta.choice == choice)
 
 
+def marked(delta: Delta, mark: str) -> Delta:
+    """The delta, its text with a mark before it."""
+    if not mark or not (delta.text or delta.reasoning):
+        return delta
+    return msgspec.structs.replace(
+        delta,
+        text=mark + delta.text if delta.text else "",
+        reasoning=mark + delta.reasoning if delta.reasoning else "",
+    )
+
+
 class Completion:
     """Makes the bytes of one answer: chunks, frames, or the whole as one object."""
 
@@ -129,14 +140,14 @@ class Completion:
         self._shape = shape
         self._begun: set[int] = set()
 
-    def frames(self, delta: Delta) -> bytes:
+    def events(self, delta: Delta) -> list[bytes]:
         """The event of one delta; a choice's first one comes after a chunk with the role."""
         if delta.raw:
-            return b"data: " + delta.raw + b"\n\n"
-        frames = b""
+            return [b"data: " + delta.raw + b"\n\n"]
+        events: list[bytes] = []
         if delta.choice not in self._begun:
             self._begun.add(delta.choice)
-            frames = self._chunk(delta.choice, {"role": "assistant", "content": ""}, None)
+            events.append(self._chunk(delta.choice, {"role": "assistant", "content": ""}, None))
         content: dict[str, object] = {}
         if delta.text:
             content["content"] = delta.text
@@ -156,17 +167,18 @@ class Completion:
                 }
                 for call in delta.tool_calls
             ]
-        return frames + self._chunk(delta.choice, content, delta.finish_reason)
+        events.append(self._chunk(delta.choice, content, delta.finish_reason))
+        return [event for event in events if event]  # not every shape has one for every delta
 
     def finish(self, finish_reason: str) -> bytes:
         """The chunk that ends choice 0 before its time."""
         return self._chunk(0, {}, finish_reason)
 
-    def usage(self) -> bytes:
+    def usage(self) -> list[bytes]:
         """The last chunk, where the request asked for it, or nothing."""
         if not self.include_usage:
-            return b""
-        return _frame({**self._envelope(), "choices": [], "usage": self._usage()})
+            return []
+        return [_frame({**self._envelope(), "choices": [], "usage": self._usage()})]
 
     def error(self, fault: ErrorFrame) -> bytes:
         """The event of an error in mid-stream."""

@@ -17,13 +17,14 @@ from .._protocol import errors
 from .._protocol.events import Delta
 from .._protocol.keys import Key
 from ._call import Call, SeenRequest
-from ._chunks import Completion, Shape, default_answer, split, text_of
+from ._chunks import Completion, Shape, default_answer, marked, split, text_of
 from ._faults import Cut, Fault, Reset, Stall, Status
 from ._keys import KeyRing
 from ._memory import HttpxModule, MemoryStream, memory_client, memory_connection
 from ._plan import FaultPlan, Path
+from ._run import KeptRuns, Place, Run, canonical
 from ._server import Exchange, Framing, leave, serve
-from ._streams import Streams, marked
+from ._streams import Streams
 
 Answer: TypeAlias = Callable[[Mapping[str, object], int], Sequence[str | Delta]]
 """Gives the tokens of an answer, from the request's body and the attempt (1, 2, ...) at it."""
@@ -42,8 +43,8 @@ class FakeGateway:
     stream (`serve_stream`). In memory nothing waits for a socket, so Trio's `MockClock` with
     autojump makes minutes pass in no time. Nothing needs to be started: the object only keeps
     the keys, the faults and what was seen, for all its connections. `tokens`, `token_interval`,
-    `on_rotation`, `auth_latency`, `models` and `framing` are attributes too, which a test may
-    change.
+    `on_rotation`, `auth_latency`, `models`, `framing`, `event_ids` and `on_lost_stream` are
+    attributes too, which a test may change.
 
     The key goes into `Authorization: Bearer`, `x-api-key` or `api-key`.
 
@@ -69,6 +70,14 @@ class FakeGateway:
             connection alone, as a proxy that speaks HTTP/1.0 sends it. `"gzip"`: compressed, in
             chunked coding, each frame flushed so that it can be read when it comes; only for
             requests that accept gzip, others get `"chunked"`.
+        event_ids: Whether each event of a stream has an id and the stream is kept (the last 10,000
+            are). A request with the same body and the header `Last-Event-ID` is then sent what
+            follows that event: the same completion, byte for byte, and further tokens only where
+            there were none yet. Ids are `<n>-1`, `<n>-2`, ... with a number `<n>` for each
+            stream. What a fault puts into a stream is not kept, and has no id. `"ignored"`: a
+            lie; ids are `1`, `2`, ... in every stream, and none is ever taken up.
+        on_lost_stream: What becomes of a request whose `Last-Event-ID` is of no kept stream with
+            that body: `"restart"`, a new answer; `"404"`, that status.
         ledger: Whether `requests` keeps what was seen; a server that runs for days turns it off.
         on_request: Called with each request when it is over: answered, or left.
 
@@ -100,7 +109,7 @@ class FakeGateway:
     >>> trio.run(main)  # doctest: +NORMALIZE_WHITESPACE
     True 401
     SeenRequest(method='POST', path='/v1/chat/completions', generation=1, status=401, tokens=0,
-                complete=False, faults=[])
+                resumed_after=None, complete=False, faults=[])
     """
 
     base_url = f"http://{_HOST}/v1"
@@ -117,6 +126,8 @@ class FakeGateway:
         models: Sequence[str] | None = ("fake-model",),
         shape: Shape = "openai",
         framing: Framing = "chunked",
+        event_ids: bool | Literal["ignored"] = False,
+        on_lost_stream: Literal["restart", "404"] = "restart",
         ledger: bool = True,
         on_request: Callable[[SeenRequest], None] | None = None,
     ) -> None:
@@ -126,6 +137,8 @@ class FakeGateway:
         self.auth_latency = auth_latency
         self.models = models
         self.framing: Framing = framing
+        self.event_ids: bool | Literal["ignored"] = event_ids
+        self.on_lost_stream: Literal["restart", "404"] = on_lost_stream
         self.refuse_refresh = False
         self.refuse_connections = False
         self.requests: list[SeenRequest] = []
@@ -142,6 +155,7 @@ class FakeGateway:
         self._total = 0
         self._attempts: Counter[bytes] = Counter()
         self._streams = Streams()
+        self._kept = KeptRuns()
 
     def __repr__(self) -> str:
         return (
@@ -226,6 +240,10 @@ class FakeGateway:
             return
         self._streams.end_all_but(None if self._keys.expired else self.generation)
 
+    def forget_streams(self) -> None:
+        """Lose the streams that were kept for `Last-Event-ID`, as a server that restarts does."""
+        self._kept.forget()
+
     # Answers and faults
 
     def intended(self, body: Mapping[str, object]) -> str:
@@ -256,9 +274,10 @@ class FakeGateway:
             request: Only in this request to `path`: 1 for the first that the gateway ever saw.
             generation: Only in requests with the key of this generation.
             token: Before this token of a streamed answer: 0 for the first one, when the head is
-                sent; the number of tokens for after the last. `None` means in place of the head,
-                and before the key is looked at; for a fault that needs a stream around it (an
-                error frame, for example), as 0.
+                sent; the number of tokens for after the last. Tokens of a stream that is taken
+                up keep their numbers, and those that are not sent again cannot meet a fault.
+                `None` means in place of the head, and before the key is looked at; for a fault
+                that needs a stream around it (an error frame, for example), as 0.
             times: How often it strikes; `None` for ever.
             path: Which endpoint.
 
@@ -286,9 +305,9 @@ class FakeGateway:
     def _next_answer(self, body: Mapping[str, object]) -> tuple[list[Delta], list[Delta]]:
         if self._answer is None:
             return self._tokens(body, 1)
-        canonical = msgspec.json.encode(body, order="deterministic")
-        self._attempts[canonical] += 1
-        return self._tokens(body, self._attempts[canonical])
+        key = canonical(body)
+        self._attempts[key] += 1
+        return self._tokens(body, self._attempts[key])
 
     def _count(self, path: str) -> int:
         self._seen[path] += 1
@@ -441,12 +460,31 @@ class FakeGateway:
             reason = "The model does not exist: GET /models lists those that do"
             await call.send_status(Status(404, reason))
         else:
-            tokens, endings = self._next_answer(body)
-            completion = Completion(self._total, body, self._shape)
-            if body.get("stream") is True:
-                await self._streams.serve(call, completion, tokens, endings)
-            else:
-                await self._send_whole(call, completion, tokens, endings)
+            await self._complete(call, body)
+
+    async def _complete(self, call: Call, body: Mapping[str, object]) -> None:
+        streamed = body.get("stream") is True
+        last_event_id = call.seen.headers.get("last-event-id")
+        if streamed and last_event_id and self.event_ids is True:
+            if (found := self._kept.find(body, last_event_id)) is not None:
+                call.seen.resumed_after = last_event_id
+                await self._streams.serve(call, *found)
+                return
+            if self.on_lost_stream == "404":
+                await call.send_status(Status(404, "The stream of this event is not kept"))
+                return
+        number = self._total
+        tokens, endings = self._next_answer(body)
+        completion = Completion(number, body, self._shape)
+        if not streamed:
+            await self._send_whole(call, completion, tokens, endings)
+            return
+        if self.event_ids is True:
+            run = Run(completion, tokens, endings, ids=f"{number}-", kept=True)
+            self._kept.keep(str(number), body, run)
+        else:
+            run = Run(completion, tokens, endings, ids="" if self.event_ids else None)
+        await self._streams.serve(call, run, Place())
 
     async def _send_whole(
         self, call: Call, completion: Completion, tokens: list[Delta], endings: list[Delta]
@@ -455,9 +493,8 @@ class FakeGateway:
         other = self._plan.due_text(seen.path, call.number, seen.generation)
         if other is not None:
             seen.faults.append(other)
-            call.mark = other.mark
         await trio.sleep(self.token_interval * max(len(tokens) - 1, 0))
-        deltas = [marked(delta, call.mark) for delta in tokens]
+        deltas = [marked(delta, other.mark if other else "") for delta in tokens]
         completion.completion_tokens = call.seen.tokens = len(tokens)
         await call.send(200, "application/json", completion.whole(deltas + endings))
         call.seen.complete = True

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import msgspec
-
-from .._protocol.events import Delta
 from ._call import Call
 from ._chunks import DONE, Completion
 from ._faults import EarlyDone, EmptyStream, ErrorFrame, Fault
+from ._run import Place, Run
 from ._server import HangUp, Interruptible
 
 
@@ -36,10 +34,8 @@ class Streams:
             if running.generation != generation:
                 running.end()
 
-    async def serve(
-        self, call: Call, completion: Completion, tokens: list[Delta], endings: list[Delta]
-    ) -> None:
-        """Stream one answer.
+    async def serve(self, call: Call, run: Run, place: Place) -> None:
+        """Stream an answer from this place on.
 
         Raises:
             HangUp: The connection is to be left in the middle of it.
@@ -60,42 +56,34 @@ class Streams:
         ended = False
         try:
             with running.scope:
-                ended = await _send_tokens(call, running, completion, tokens, endings)
+                ended = await _send_steps(call, running, run, place)
             if not ended:
-                await _end_dead(call, completion)
+                await _end_dead(call, run.completion)
         finally:
             self._running.discard(running)
 
 
-async def _send_tokens(
-    call: Call,
-    running: _Running,
-    completion: Completion,
-    tokens: list[Delta],
-    endings: list[Delta],
-) -> bool:
+async def _send_steps(call: Call, running: _Running, run: Run, place: Place) -> bool:
     """Send the answer; `False` if the key died before its end."""
     exchange, seen = call.exchange, call.seen
-    for number, delta in enumerate(tokens):
-        if number and call.gateway.token_interval:
+    for step in range(place.step, len(run.tokens) + 1):
+        at_end = step == len(run.tokens)
+        is_made = step < run.made or step == place.step
+        if call.gateway.token_interval and not at_end and not is_made:
             await exchange.wait(call.gateway.token_interval)
         if running.ended:
             return False
-        if (fault := await call.strike(number, completion)) is not None:
-            await _end_early(call, completion, fault)
+        if (fault := await call.strike(step, run)) is not None:
+            await _end_early(call, run.completion, fault)
             return True
         if running.ended:
             return False
-        exchange.put_body(completion.frames(marked(delta, call.mark)))
-        completion.completion_tokens += 1
-        await exchange.flush()
-        seen.tokens += 1
-    if (fault := await call.strike(len(tokens), completion)) is not None:
-        await _end_early(call, completion, fault)
-        return True
-    if running.ended:
-        return False
-    exchange.put_body(b"".join(map(completion.frames, endings)) + completion.usage() + DONE)
+        if not at_end and step >= run.made:
+            seen.tokens += 1
+        events = run.events(step)
+        exchange.put_body(b"".join(events[place.skip :] if step == place.step else events))
+        if not at_end:
+            await exchange.flush()
     await _end(call)
     seen.complete = True
     return True
@@ -128,14 +116,3 @@ async def _end(call: Call) -> None:
     call.exchange.running = None  # too late for the key to die
     call.exchange.put_end()
     await call.exchange.flush()
-
-
-def marked(delta: Delta, mark: str) -> Delta:
-    """The delta, its text with a mark before it."""
-    if not mark or not (delta.text or delta.reasoning):
-        return delta
-    return msgspec.structs.replace(
-        delta,
-        text=mark + delta.text if delta.text else "",
-        reasoning=mark + delta.reasoning if delta.reasoning else "",
-    )
