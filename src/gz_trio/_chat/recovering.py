@@ -31,6 +31,8 @@ class Recovering:
         model: The model that is asked, or `None`.
         policy: How often to try again.
         announce: Called before each wait.
+        parting: The block is being left, and the authenticator's may have been: a key that is in
+            use serves without asking it.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class Recovering:
         model: str | None,
         policy: RetryPolicy,
         announce: Callable[[Paused | RateLimited], None],
+        parting: bool = False,
     ) -> None:
         self._authenticator = authenticator
         self._origin = origin
         self._model = model
         self._announce = announce
+        self._parting = parting
         self._recovery = Recovery(policy)
         self._key: Key | None = None
         self._rejection: GatewayError | None = None
@@ -82,6 +86,9 @@ class Recovering:
                 state = self._authenticator.state
                 if state.status is AuthStatus.AUTHENTICATING or state.key is None:
                     self._announce(Paused("refresh"))
+                elif self._parting and state.status is AuthStatus.AUTHENTICATED:
+                    await trio.lowlevel.checkpoint()
+                    return state.key
                 return await self._authenticator.key()
             return await self._authenticator.refresh(
                 self._key, origin=self._origin, model=self._model

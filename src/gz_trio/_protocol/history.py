@@ -293,45 +293,47 @@ def acknowledged(body: bytes) -> None:
         _content(body)
 
 
-def saved_from(body: bytes, sent: HistoryMessage) -> HistoryMessage:
-    """The message that an answer says is stored.
+def saved_from(body: bytes, sent: Sequence[HistoryMessage]) -> list[HistoryMessage | None]:
+    """What the answer to one message says of it: how it is stored.
 
     Raises:
-        GatewayError: It says that it is not.
+        GatewayError: It is not.
     """
-    return _stored(_content(body, "data"), sent)
+    return [_stored(_content(body, "data"), sent[0])]
 
 
-def batch_saved_from(body: bytes, sent: Sequence[HistoryMessage]) -> list[HistoryMessage] | None:
-    """The messages that the answer to a batch says are stored: `None` if it does not say which.
+def batch_saved_from(body: bytes, sent: Sequence[HistoryMessage]) -> list[HistoryMessage | None]:
+    """What the answer to a batch says of each of its messages: how it is stored, or `None`.
 
-    Gatewayz names those that failed only by the first characters of their content; so what is
-    stored is what counts here.
+    Gatewayz names those that failed only by the first characters of their content; so what counts
+    here is what is stored.
 
     Raises:
-        GatewayError: The batch as a whole failed.
+        GatewayError: The batch as a whole failed; or, a retryable `ProtocolError`, the answer does
+            not tell which messages did.
     """
     content = _content(body, "data", "saved")
     answer = lenient_json.as_object(content)
     saved: object = content if answer is None else answer.get("saved")
-    entries = cast("list[object]", saved) if isinstance(saved, list) else []
-    answer = answer or {}
-    failed = answer.get("failed")
+    entries = list(cast("list[object]", saved)) if isinstance(saved, list) else []
+    failed = None if answer is None else answer.get("failed")
     failures = len(cast("list[object]", failed)) if isinstance(failed, list) else 0
-    failures = max(failures, _number(answer.get("failure_count")) or 0)
-    successes = max(len(entries), _number(answer.get("success_count")) or 0)
+    counts = answer or {}
+    failures = max(failures, _number(counts.get("failure_count")) or 0)
+    successes = max(len(entries), _number(counts.get("success_count")) or 0)
     if not failures and successes in (0, len(sent)):
         # Nothing failed. Whatever is said of each: they are in the order in which they were sent.
         entries += [None] * (len(sent) - len(entries))
-        return [_stored(*pair) for pair in zip(entries, sent, strict=True)]
-    messages = [
-        _stored(entry, None)
-        for entry in entries
-        if (found := lenient_json.as_object(entry)) and "content" in (_inner(found) or found)
-    ]
-    if len(messages) == successes == len(sent) - failures:
-        return messages
-    return None
+        return [_stored(entry, message) for entry, message in zip(entries, sent, strict=True)]
+    outbox = Outbox(sent)
+    outbox.found(_stored(entry, None) for entry in entries)
+    if len(outbox.stored) == successes == len(sent) - failures:
+        return outbox.answers
+    raise ProtocolError(
+        "The gateway's answer does not tell which messages of a batch it has stored.",
+        retryable=True,
+        body=body,
+    )
 
 
 def _stored(entry: object, sent: HistoryMessage | None) -> HistoryMessage:
@@ -535,7 +537,8 @@ class Outbox:
 
     def __init__(self, messages: Iterable[HistoryMessage]) -> None:
         self._messages = tuple(messages)
-        self._stored: dict[int, HistoryMessage] = {}
+        self.answers: list[HistoryMessage | None] = [None] * len(self._messages)
+        """For each message how it is stored, or `None`."""
 
     def __len__(self) -> int:
         return len(self._messages)
@@ -543,32 +546,40 @@ class Outbox:
     @property
     def pending(self) -> list[HistoryMessage]:
         """What is to be sent, in order."""
-        return [m for number, m in enumerate(self._messages) if number not in self._stored]
+        pairs = zip(self._messages, self.answers, strict=True)
+        return [message for message, answer in pairs if answer is None]
 
     @property
     def stored(self) -> list[HistoryMessage]:
         """What is stored, as the gateway has it, in the order in which it was sent."""
-        return [message for _, message in sorted(self._stored.items())]
+        return [answer for answer in self.answers if answer is not None]
+
+    def answered(self, answers: Iterable[HistoryMessage | None]) -> None:
+        """What was said of each message that was pending: how it is stored, or `None`."""
+        waiting = [place for place, answer in enumerate(self.answers) if answer is None]
+        for place, answer in zip(waiting, answers, strict=True):
+            self.answers[place] = answer
 
     def found(self, stored: Iterable[HistoryMessage]) -> None:
-        """These are stored: an answer said so, or they are new in the session.
+        """These are stored, it is not said in place of which: find them among what is pending.
 
         The time that we gave a message tells it from its equals; where a gateway sets a time of its
         own they are told by their order.
         """
         left = list(stored)
         for same in (_same_time, _same_text):
-            for number, message in enumerate(self._messages):
-                if number in self._stored:
+            for place, message in enumerate(self._messages):
+                if self.answers[place] is not None:
                     continue
-                for place, other in enumerate(left):
+                for number, other in enumerate(left):
                     if same(message, other):
-                        self._stored[number] = left.pop(place)
+                        self.answers[place] = left.pop(number)
                         break
 
 
 def _same_text(one: HistoryMessage, other: HistoryMessage) -> bool:
-    return (one.role, one.content) == (other.role, other.content)
+    # Some gateways trim what they store.
+    return one.role == other.role and one.content.strip() == other.content.strip()
 
 
 def _same_time(one: HistoryMessage, other: HistoryMessage) -> bool:
