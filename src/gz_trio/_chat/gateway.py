@@ -20,6 +20,7 @@ from .._protocol.settings import ResumePolicy, RetryPolicy, Timeouts
 from .._transport.httpx import open_httpx_transport, origin_of
 from .._transport.interface import Request, Transport
 from .buffer import EventBuffer
+from .history import History
 from .receiving import Receiver, ReplySettings
 from .reply import Reply
 from .session import Session
@@ -61,6 +62,15 @@ class Gateway:
         }
         self._settings = settings
         self._now = now
+        self._history = History(
+            transport,
+            authenticator,
+            origin=self._origin,
+            make_request=self._request,
+            retry=settings.retry,
+            timeouts=settings.timeouts,
+            now=now,
+        )
 
     def __repr__(self) -> str:
         return f"<Gateway {self._base_url}>"
@@ -69,6 +79,11 @@ class Gateway:
     def authenticator(self) -> Authenticator:
         """What holds the key; shared by all that this gateway sends."""
         return self._authenticator
+
+    @property
+    def history(self) -> History:
+        """The chats that this gateway keeps for the account of the key."""
+        return self._history
 
     @asynccontextmanager
     async def open_session(
