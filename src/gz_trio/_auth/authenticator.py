@@ -43,6 +43,7 @@ from .._protocol.refresh import (
 )
 from .shield import shielded_after_cancel
 from .stores import KeyStore, MemoryKeyStore
+from .telemetry import RefreshTelemetry
 
 Refresh = Callable[[Key | None], Awaitable[Key | str]]
 """What refreshes a key: gets the rejected one, or `None` before the first; gives the next."""
@@ -84,6 +85,7 @@ class Authenticator:
         # Room for one: the machine lets no second flight start before the first has unwound.
         self._requests, self._receive_requests = trio.open_memory_channel[Flight](1)
         self._landed = trio.Event()
+        self._telemetry: RefreshTelemetry  # made with each flight
         self._unreachable: GatewayError | None = None
         self._observed = trio.Event()
         self._observations = 0
@@ -215,6 +217,7 @@ class Authenticator:
         if isinstance(decision, Start):
             self._landed = trio.Event()
             self._requests.send_nowait(decision.flight)
+            self._telemetry = RefreshTelemetry(decision.flight)
         self._publish()
 
     async def _follow(self, decision: Decision) -> Key:
@@ -301,7 +304,9 @@ class Authenticator:
                 return
             self._machine.calling(flight)
             try:
-                key = _next_key(await _call(refresh, record.key), record.key)
+                with self._telemetry.current():
+                    answer = await _call(refresh, record.key)
+                key = _next_key(answer, record.key)
             except GatewayError as raised:
                 error = raised
             else:
@@ -436,6 +441,7 @@ class Authenticator:
         flight = self._machine.flight
         if flight is not None and flight.result is not None:
             self._landed.set()
+            self._telemetry.settled(closed=self._machine.closed)
         self._publish()
 
     def _publish(self) -> None:

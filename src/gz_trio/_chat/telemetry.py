@@ -100,7 +100,8 @@ class ReplyTelemetry:
             self._labels["gen_ai.request.model"] = model
             name = f"chat {model}"
         self._fields = {"gz_trio.reply.id": next(_reply_ids), **self._labels}
-        self._span = Span(name, {**self._fields, **_request(body)}, client=True)
+        parameters = {} if telemetry.api is None else _request(body)
+        self._span = Span(name, {**self._fields, **parameters}, client=True)
         self._attempts = 0
         self._attempt: _Attempt | None = None
         self._response: dict[str, str] = {}
@@ -231,6 +232,8 @@ class ReplyTelemetry:
     def _measure(
         self, seconds: float, outcome: str, error: Exception | None, usage: Usage | None
     ) -> None:
+        if telemetry.api is None:
+            return
         labels = dict(self._labels)
         if "gen_ai.response.model" in self._response:
             labels["gen_ai.response.model"] = self._response["gen_ai.response.model"]
@@ -290,7 +293,8 @@ class ReplyTelemetry:
     def _log(
         self, level: int, event: str, attributes: Attributes, message: str, *values: object
     ) -> None:
-        telemetry.log(_log, level, event, {**self._fields, **attributes}, message, *values)
+        if _log.isEnabledFor(level):
+            telemetry.log(_log, level, event, {**self._fields, **attributes}, message, *values)
 
 
 @dataclass(slots=True)
