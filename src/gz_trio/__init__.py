@@ -5,6 +5,7 @@ from ._auth.refreshers import CommandRefresh, GatewayRefresh
 from ._auth.stores import FileKeyStore, KeyStore, MemoryKeyStore
 from ._chat.attempts import Attempt, Timing
 from ._chat.gateway import Gateway, open_gateway, open_session
+from ._chat.history import History
 from ._chat.reply import Reply
 from ._chat.session import Session
 from ._protocol.errors import (
@@ -37,6 +38,13 @@ from ._protocol.events import (
     ToolCallDelta,
     Usage,
 )
+from ._protocol.history import (
+    HistoryFeedback,
+    HistoryMessage,
+    HistorySession,
+    HistoryStats,
+    SaveError,
+)
 from ._protocol.keys import Key, Record
 from ._protocol.refresh import AuthState, AuthStatus
 from ._protocol.settings import ResumePolicy, RetryPolicy, Timeouts
@@ -57,6 +65,11 @@ __all__ = [
     "Gateway",
     "GatewayError",
     "GatewayRefresh",
+    "History",
+    "HistoryFeedback",
+    "HistoryMessage",
+    "HistorySession",
+    "HistoryStats",
     "InternalServerError",
     "Key",
     "KeyStore",
@@ -79,6 +92,7 @@ __all__ = [
     "ResumePolicy",
     "Resumed",
     "RetryPolicy",
+    "SaveError",
     "Session",
     "StreamInterrupted",
     "StreamTimeout",

@@ -25,6 +25,7 @@ from ._faults import (
     Warning_,
 )
 from ._gateway import Answer, FakeGateway
+from ._history import FakeHistory
 from ._server import Framing
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "EmptyStream",
     "ErrorFrame",
     "FakeGateway",
+    "FakeHistory",
     "Fault",
     "Framing",
     "Insert",

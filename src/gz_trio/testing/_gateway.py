@@ -19,9 +19,10 @@ from .._protocol.keys import Key
 from ._call import Call, SeenRequest
 from ._chunks import Completion, Shape, default_answer, marked, split, text_of
 from ._faults import Cut, Fault, Reset, Stall, Status
+from ._history import FakeHistory
 from ._keys import KeyRing
 from ._memory import HttpxModule, MemoryStream, memory_client, memory_connection
-from ._plan import FaultPlan, Path
+from ._plan import HISTORY_PATHS, FaultPlan, Path, pattern_of
 from ._run import KeptRuns, Place, Run, canonical
 from ._server import Exchange, Framing, leave, serve
 from ._streams import Streams
@@ -38,13 +39,13 @@ _SECRET_HEADERS = {"authorization", "x-api-key", "api-key", "cookie", "proxy-aut
 class FakeGateway:
     """An OpenAI-compatible gateway for tests: real HTTP, real streams, faults on request.
 
-    It serves `POST /v1/chat/completions` (streamed or whole), `GET /v1/models` and `POST /auth`
-    over TCP (`listen`), over in-memory streams (`http_client`, `connect`), or over any Trio
-    stream (`serve_stream`). In memory nothing waits for a socket, so Trio's `MockClock` with
-    autojump makes minutes pass in no time. Nothing needs to be started: the object only keeps
-    the keys, the faults and what was seen, for all its connections. `tokens`, `token_interval`,
-    `on_rotation`, `auth_latency`, `models`, `framing`, `event_ids` and `on_lost_stream` are
-    attributes too, which a test may change.
+    It serves `POST /v1/chat/completions` (streamed or whole), `GET /v1/models`, `POST /auth` and
+    the routes of a history of chats (`history`), over TCP (`listen`), over in-memory streams
+    (`http_client`, `connect`), or over any Trio stream (`serve_stream`). In memory nothing waits
+    for a socket, so Trio's `MockClock` with autojump makes minutes pass in no time. Nothing needs
+    to be started: the object only keeps the keys, the faults and what was seen, for all its
+    connections. `tokens`, `token_interval`, `on_rotation`, `auth_latency`, `models`, `framing`,
+    `event_ids` and `on_lost_stream` are attributes too, which a test may change.
 
     The key goes into `Authorization: Bearer`, `x-api-key` or `api-key`.
 
@@ -83,6 +84,7 @@ class FakeGateway:
 
     Attributes:
         base_url: Of the in-memory connections: `"http://gateway.test/v1"`.
+        history: The chats that it keeps.
         requests: One `SeenRequest` for each request, in the order in which they came.
         refuse_refresh: Whether `POST /auth` answers 401.
         refuse_connections: Whether new connections are refused: in memory at once, over TCP by
@@ -145,6 +147,7 @@ class FakeGateway:
         self.refreshes = 0
         self.rejected = 0
         self.auth_errors = 0
+        self.history = FakeHistory()
         self._answer = answer
         self._shape: Shape = shape
         self._ledger = ledger
@@ -279,7 +282,7 @@ class FakeGateway:
                 `None` means in place of the head, and before the key is looked at; for a fault
                 that needs a stream around it (an error frame, for example), as 0.
             times: How often it strikes; `None` for ever.
-            path: Which endpoint.
+            path: Which endpoint; of the history, `{id}` stands for any session.
 
         Raises:
             ValueError: The fault cannot be in that place.
@@ -425,7 +428,8 @@ class FakeGateway:
         if self._ledger:
             self.requests.append(seen)
         self._total += 1
-        call = Call(self, self._plan, exchange, seen, self._count(path), f"req_{self._total}")
+        number = self._count(pattern_of(path))
+        call = Call(self, self._plan, exchange, seen, number, f"req_{self._total}")
         try:
             await self._respond(call, key)
         finally:
@@ -444,6 +448,8 @@ class FakeGateway:
                 return
             case ("POST", "/v1/chat/completions") | ("GET", "/v1/models"):
                 pass
+            case _ if pattern_of(path) in HISTORY_PATHS:
+                pass
             case _, "/auth" | "/v1/chat/completions" | "/v1/models":
                 await call.send_status(Status(405, "Method Not Allowed", "detail"))
                 return
@@ -454,6 +460,8 @@ class FakeGateway:
             await call.send_status(Status(401, reason))
         elif path == "/v1/models":
             await self._send_models(call)
+        elif path != "/v1/chat/completions":
+            await self.history.respond(call)
         elif body is None or not isinstance(body.get("messages"), list):
             await call.send_status(_INVALID)
         elif self.models is not None and body.get("model") not in self.models:

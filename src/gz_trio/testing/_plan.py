@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from ._faults import IN_STREAM, EmptyStream, Fault, OtherText, Status
 
-Path: TypeAlias = Literal["/v1/chat/completions", "/v1/models", "/auth"]
+HistoryPath: TypeAlias = Literal[
+    "/v1/chat/sessions",
+    "/v1/chat/sessions/{id}",
+    "/v1/chat/sessions/{id}/messages",
+    "/v1/chat/sessions/{id}/messages/batch",
+    "/v1/chat/search",
+    "/v1/chat/stats",
+    "/v1/chat/feedback",
+]
+Path: TypeAlias = Literal["/v1/chat/completions", "/v1/models", "/auth"] | HistoryPath
+
+HISTORY_PATHS: tuple[HistoryPath, ...] = get_args(HistoryPath)
+
+
+def pattern_of(path: str) -> str:
+    """The path as `fault()` names it: `{id}` for what the id of a session would be."""
+    return re.sub(r"^/v1/chat/sessions/[^/]+", "/v1/chat/sessions/{id}", path)
 
 
 @dataclass(slots=True, eq=False)
@@ -40,12 +57,15 @@ class FaultPlan:
         """Add a fault; `FakeGateway.fault` says what the arguments mean."""
         if token is None and isinstance(fault, IN_STREAM):
             token = 0
-        if token is not None and path != "/v1/chat/completions":
+        if path in HISTORY_PATHS and not isinstance(fault, IN_STREAM):
+            if token:
+                raise ValueError("what the history answers comes in one piece: token is 0 or None")
+        elif token is not None and path != "/v1/chat/completions":
             raise ValueError(
                 f"an answer of {path} is no stream of tokens: {fault} cannot be in it, and "
                 "other faults there strike in place of the head, with token=None"
             )
-        if token is not None and isinstance(fault, Status):
+        elif token is not None and isinstance(fault, Status):
             raise ValueError("a Status comes in place of the head: leave out the token")
         if token and isinstance(fault, EmptyStream):
             raise ValueError("an EmptyStream ends before the first token: use EarlyDone")
@@ -63,7 +83,10 @@ class FaultPlan:
         self, path: str, request: int, generation: int | None, token: int | None
     ) -> Iterator[Fault]:
         """The faults of this moment, each used up as it is taken from the iterator."""
-        for armed in self._armed.copy() if self._armed else ():
+        if not self._armed:
+            return
+        path = pattern_of(path)
+        for armed in self._armed.copy():
             if (
                 armed.path == path
                 and armed.token == token
