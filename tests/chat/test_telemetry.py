@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 import pytest
@@ -16,15 +16,15 @@ from trio.testing import MockClock
 
 from gz_trio import (
     APIConnectionError,
+    Attempt,
     AuthenticationError,
-    Delta,
-    GatewayError,
     Paused,
     RateLimited,
     RateLimitError,
     Restarted,
     Resumed,
     StreamInterrupted,
+    Timing,
     Usage,
     _telemetry,
 )
@@ -47,51 +47,56 @@ BODY: dict[str, object] = {
 }
 
 
-@dataclass
-class Attempt:
-    """An attempt as the reply records it."""
-
-    taken_up: str = "first"
-    generation: int = 1
-    deltas: int = 0
-    error: GatewayError | None = None
-
-
 @pytest.fixture
 def collected(monkeypatch: pytest.MonkeyPatch) -> Collected:
     return collect(monkeypatch)
 
 
-def chunk(**fields: object) -> Delta:
-    raw = msgspec.json.encode({"choices": [{"delta": {"content": secret("answer")}}], **fields})
-    return Delta(text=secret("answer"), raw=raw)
+def an_attempt(generation: int = 1, resumed_by: Literal["replay"] | None = None) -> Attempt:
+    return Attempt(trio.current_time(), generation, resumed_by)
 
 
-def tell_complete(telemetry: ReplyTelemetry, usage: Usage | None = None) -> None:
+def chunk(**fields: object) -> bytes:
+    return msgspec.json.encode({"choices": [{"delta": {"content": secret("answer")}}], **fields})
+
+
+def timing(*tokens: float, paused: float = 0.0, ended: float = 0.0) -> Timing:
+    """Of a reply whose tokens came at these seconds."""
+    timing = Timing(0.0, paused=paused, ended=ended)
+    for at in tokens:
+        timing.token_came(at)
+    return timing
+
+
+def tell_complete(
+    telemetry: ReplyTelemetry, timing: Timing | None = None, usage: Usage | None = None
+) -> None:
     """A reply whose first attempt brought it whole."""
+    timing = timing or Timing(0.0, first_token=0.25, ended=2.0)
     with telemetry.receiving():
-        attempt = Attempt()
-        with telemetry.attempt(attempt):
+        first = an_attempt()
+        with telemetry.attempt(first):
             telemetry.responded(200)
             telemetry.answered(chunk(id="chatcmpl-1", model="fake-model-2026"))
-            telemetry.first_token()
-            attempt.deltas = 3
-            telemetry.ended(None, finish_reasons=["stop"], usage=usage)
+            telemetry.first_token(timing.first_token or 0.0)
+            first.tokens = 3
+            telemetry.ended(None, timing, finish_reasons=["stop"], usage=usage)
 
 
 # The span of the reply
 
 
 async def test_a_reply_is_one_client_span_with_the_names_of_the_conventions(
-    collected: Collected, mock_clock: MockClock
+    collected: Collected,
 ) -> None:
     telemetry = ReplyTelemetry(BODY, ORIGIN)
-    mock_clock.jump(2)
     details: dict[str, object] = {
         "prompt_tokens_details": {"cached_tokens": 4},
         "completion_tokens_details": {"reasoning_tokens": 1},
     }
-    tell_complete(telemetry, Usage(prompt_tokens=7, completion_tokens=3, raw=details))
+    times = timing(0.5, 1.0, 2.5, paused=1.5, ended=4.0)
+    usage = Usage(prompt_tokens=7, completion_tokens=3, raw=details)
+    tell_complete(telemetry, times, usage)
     span = collected.span("chat fake-model")
     assert span.kind is SpanKind.CLIENT
     assert span.status.status_code is StatusCode.UNSET
@@ -105,14 +110,16 @@ async def test_a_reply_is_one_client_span_with_the_names_of_the_conventions(
         "gen_ai.response.finish_reasons": ("stop",),
         "gen_ai.response.id": "chatcmpl-1",
         "gen_ai.response.model": "fake-model-2026",
-        "gen_ai.response.time_to_first_chunk": 2.0,
+        "gen_ai.response.time_to_first_chunk": 0.5,
         "gen_ai.usage.input_tokens": 7,
         "gen_ai.usage.output_tokens": 3,
         "gen_ai.usage.cache_read.input_tokens": 4,
         "gen_ai.usage.reasoning.output_tokens": 1,
         "gz_trio.outcome": "complete",
         "gz_trio.reply.attempts": 1,
-        "gz_trio.reply.paused": 0.0,
+        "gz_trio.reply.between_tokens": 1.0,
+        "gz_trio.reply.longest_gap": 1.5,
+        "gz_trio.reply.paused": 1.5,
         "server.address": "gateway.example",
         "server.port": 443,
     }
@@ -151,7 +158,7 @@ async def test_the_scope_says_which_version_of_the_conventions_is_spoken(
 async def test_the_parameters_of_the_request_are_attributes(
     collected: Collected, body: dict[str, object], attributes: dict[str, object]
 ) -> None:
-    ReplyTelemetry({**BODY, **body}, ORIGIN).ended(None)
+    ReplyTelemetry({**BODY, **body}, ORIGIN).ended(None, timing())
     found = attributes_of(collected.span("chat fake-model"))
     plain = {"gen_ai.request.model", "gen_ai.request.stream"}
     parameters = ("gen_ai.request.", "gen_ai.output.")
@@ -177,7 +184,7 @@ async def test_the_parameters_of_the_request_are_attributes(
 async def test_the_origin_gives_the_server_and_the_provider(
     collected: Collected, origin: str, provider: str, address: str, port: int
 ) -> None:
-    ReplyTelemetry(BODY, origin).ended(None)
+    ReplyTelemetry(BODY, origin).ended(None, timing())
     attributes = attributes_of(collected.span("chat fake-model"))
     assert attributes["gen_ai.provider.name"] == provider
     assert attributes["server.address"] == address
@@ -185,7 +192,7 @@ async def test_the_origin_gives_the_server_and_the_provider(
 
 
 async def test_a_request_without_a_model_has_a_span_without_one(collected: Collected) -> None:
-    ReplyTelemetry({"messages": []}, ORIGIN).ended(None)
+    ReplyTelemetry({"messages": []}, ORIGIN).ended(None, timing())
     assert "gen_ai.request.model" not in attributes_of(collected.span("chat"))
 
 
@@ -193,7 +200,7 @@ async def test_a_failed_reply_says_how_and_quotes_only_our_own_words(
     collected: Collected,
 ) -> None:
     error = RateLimitError("too many requests", status=429, body=secret("body").encode())
-    ReplyTelemetry(BODY, ORIGIN).ended(error)
+    ReplyTelemetry(BODY, ORIGIN).ended(error, timing())
     span = collected.span("chat fake-model")
     assert span.status.status_code is StatusCode.ERROR
     assert span.status.description == "too many requests"
@@ -203,7 +210,7 @@ async def test_a_failed_reply_says_how_and_quotes_only_our_own_words(
 
 
 async def test_the_message_of_an_error_that_is_not_ours_is_left_out(collected: Collected) -> None:
-    ReplyTelemetry(BODY, ORIGIN).ended(ValueError(secret("value")))
+    ReplyTelemetry(BODY, ORIGIN).ended(ValueError(secret("value")), timing())
     span = collected.span("chat fake-model")
     assert (span.status.status_code, span.status.description) == (StatusCode.ERROR, None)
     assert attributes_of(span)["error.type"] == "ValueError"
@@ -211,9 +218,9 @@ async def test_the_message_of_an_error_that_is_not_ours_is_left_out(collected: C
 
 async def test_a_reply_that_its_reader_left_is_no_failure(collected: Collected) -> None:
     telemetry = ReplyTelemetry(BODY, ORIGIN)
-    with trio.move_on_after(0), telemetry.receiving(), telemetry.attempt(Attempt()):
+    with trio.move_on_after(0), telemetry.receiving(), telemetry.attempt(an_attempt()):
         await trio.sleep_forever()
-    telemetry.ended(trio.ClosedResourceError("the reply's block has been left"))
+    telemetry.ended(trio.ClosedResourceError("the reply's block has been left"), timing())
     for name in ("chat fake-model", "gz_trio.attempt"):
         span = collected.span(name)
         assert span.status.status_code is StatusCode.UNSET
@@ -223,8 +230,8 @@ async def test_a_reply_that_its_reader_left_is_no_failure(collected: Collected) 
 
 async def test_the_first_end_counts(collected: Collected) -> None:
     telemetry = ReplyTelemetry(BODY, ORIGIN)
-    telemetry.ended(None)
-    telemetry.ended(APIConnectionError("later"))
+    telemetry.ended(None, timing())
+    telemetry.ended(APIConnectionError("later"), timing())
     assert attributes_of(collected.span("chat fake-model"))["gz_trio.outcome"] == "complete"
     assert collected.points("gen_ai.client.operation.duration")[0].count == 1
 
@@ -236,16 +243,16 @@ async def test_each_attempt_is_a_span_within_the_reply_s(collected: Collected) -
     telemetry = ReplyTelemetry(BODY, ORIGIN)
     rejection = AuthenticationError("the key was rejected", status=401)
     with telemetry.receiving():
-        first = Attempt("first", generation=1)
+        first = an_attempt()
         with telemetry.attempt(first):
             telemetry.responded(401)
-            first.error = rejection
-        second = Attempt("replay", generation=2)
+            first.cause = rejection
+        second = an_attempt(generation=2, resumed_by="replay")
         with telemetry.attempt(second):
             telemetry.responded(200)
             telemetry.answered(chunk(id="chatcmpl-2"))
-            second.deltas = 5
-        telemetry.ended(None)
+            second.tokens, second.repeated = 5, 17
+        telemetry.ended(None, timing())
     one, two, reply = collected.spans
     assert [span.name for span in (one, two)] == ["gz_trio.attempt"] * 2
     assert [parent_of(span) for span in (one, two)] == [id_of(reply)] * 2
@@ -253,9 +260,8 @@ async def test_each_attempt_is_a_span_within_the_reply_s(collected: Collected) -
     where = {"server.address": "gateway.example", "server.port": 443}
     assert attributes_of(one) == where | {
         "error.type": "AuthenticationError",
-        "gz_trio.attempt.deltas": 0,
         "gz_trio.attempt.number": 1,
-        "gz_trio.attempt.taken_up": "first",
+        "gz_trio.attempt.tokens": 0,
         "gz_trio.key.generation": 1,
         "gz_trio.outcome": "failed",
         "http.response.status_code": 401,
@@ -266,9 +272,10 @@ async def test_each_attempt_is_a_span_within_the_reply_s(collected: Collected) -
     )
     assert attributes_of(two) == where | {
         "gen_ai.response.id": "chatcmpl-2",
-        "gz_trio.attempt.deltas": 5,
         "gz_trio.attempt.number": 2,
-        "gz_trio.attempt.taken_up": "replay",
+        "gz_trio.attempt.repeated": 17,
+        "gz_trio.attempt.resumed_by": "replay",
+        "gz_trio.attempt.tokens": 5,
         "gz_trio.key.generation": 2,
         "gz_trio.outcome": "complete",
         "http.response.status_code": 200,
@@ -282,7 +289,7 @@ async def test_an_error_that_leaves_the_attempt_s_block_is_the_attempt_s(
     collected: Collected,
 ) -> None:
     telemetry = ReplyTelemetry(BODY, ORIGIN)
-    with pytest.raises(StreamInterrupted), telemetry.attempt(Attempt()):
+    with pytest.raises(StreamInterrupted), telemetry.attempt(an_attempt()):
         raise StreamInterrupted("the second answer was a different one")
     assert attributes_of(collected.span("gz_trio.attempt"))["error.type"] == "StreamInterrupted"
 
@@ -293,7 +300,7 @@ async def test_the_end_of_the_reply_ends_the_attempt_that_waits_for_the_connecti
     tell_complete(ReplyTelemetry(BODY, ORIGIN))
     assert [span.name for span in collected.spans] == ["gz_trio.attempt", "chat fake-model"]
     assert attributes_of(collected.span("gz_trio.attempt"))["gz_trio.outcome"] == "complete"
-    assert attributes_of(collected.span("gz_trio.attempt"))["gz_trio.attempt.deltas"] == 3
+    assert attributes_of(collected.span("gz_trio.attempt"))["gz_trio.attempt.tokens"] == 3
 
 
 @pytest.mark.parametrize(
@@ -303,8 +310,8 @@ async def test_an_answer_that_does_not_say_what_it_is_has_neither_id_nor_model(
     collected: Collected, raw: bytes
 ) -> None:
     telemetry = ReplyTelemetry(BODY, ORIGIN)
-    telemetry.answered(Delta(raw=raw))
-    telemetry.ended(None)
+    telemetry.answered(raw)
+    telemetry.ended(None, timing())
     attributes = attributes_of(collected.span("chat fake-model"))
     assert not {"gen_ai.response.id", "gen_ai.response.model"} & set(attributes)
 
@@ -324,7 +331,7 @@ async def test_pauses_are_events_of_the_reply_s_span(
     telemetry.announced(Restarted())
     telemetry.announced(Paused("reconnect"))
     mock_clock.jump(4)
-    telemetry.ended(APIConnectionError("no connection"))
+    telemetry.ended(APIConnectionError("no connection"), timing())
     span = collected.span("chat fake-model")
     assert events_of(span) == [
         ("gz_trio.paused", {"gz_trio.pause.reason": "refresh"}),
@@ -333,7 +340,6 @@ async def test_pauses_are_events_of_the_reply_s_span(
         ("gz_trio.restarted", {}),
         ("gz_trio.paused", {"gz_trio.pause.reason": "reconnect"}),
     ]
-    assert attributes_of(span)["gz_trio.reply.paused"] == 7.0
     # What began a pause is its reason.
     assert collected.sums("gz_trio.pause.duration", "gz_trio.pause.reason") == {
         "refresh": 3.0,
@@ -345,11 +351,11 @@ async def test_pauses_are_events_of_the_reply_s_span(
 
 
 async def test_the_metrics_of_the_conventions_are_recorded_once_a_reply(
-    collected: Collected, mock_clock: MockClock
+    collected: Collected,
 ) -> None:
     telemetry = ReplyTelemetry(BODY, ORIGIN)
-    mock_clock.jump(0.5)
-    tell_complete(telemetry, Usage(prompt_tokens=7, completion_tokens=3))
+    usage = Usage(prompt_tokens=7, completion_tokens=3)
+    tell_complete(telemetry, timing(0.5, 1.0, ended=4.0), usage)
     labels = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "openai",
@@ -360,7 +366,7 @@ async def test_the_metrics_of_the_conventions_are_recorded_once_a_reply(
     }
     (duration,) = collected.points("gen_ai.client.operation.duration")
     assert dict(duration.attributes or {}) == labels | {"gz_trio.outcome": "complete"}
-    assert (duration.count, duration.sum) == (1, 0.5)
+    assert (duration.count, duration.sum) == (1, 4.0)
     (first,) = collected.points("gen_ai.client.operation.time_to_first_chunk")
     assert (dict(first.attributes or {}), first.count, first.sum) == (labels, 1, 0.5)
     assert collected.sums("gen_ai.client.token.usage", "gen_ai.token.type") == {
@@ -374,7 +380,7 @@ async def test_the_metrics_of_the_conventions_are_recorded_once_a_reply(
 async def test_the_buckets_are_those_that_the_conventions_advise(collected: Collected) -> None:
     telemetry = ReplyTelemetry(BODY, ORIGIN)
     telemetry.announced(Paused("refresh"))
-    tell_complete(telemetry, Usage(prompt_tokens=7, completion_tokens=3))
+    tell_complete(telemetry, usage=Usage(prompt_tokens=7, completion_tokens=3))
     seconds = (
         *(0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64),
         *(1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92),
@@ -395,7 +401,7 @@ async def test_the_buckets_are_those_that_the_conventions_advise(collected: Coll
 
 
 async def test_a_failed_reply_s_duration_says_how_and_has_no_tokens(collected: Collected) -> None:
-    ReplyTelemetry(BODY, ORIGIN).ended(RateLimitError("too many requests"))
+    ReplyTelemetry(BODY, ORIGIN).ended(RateLimitError("too many requests"), timing())
     (duration,) = collected.points("gen_ai.client.operation.duration")
     attributes = dict(duration.attributes or {})
     assert attributes["error.type"] == "RateLimitError"
@@ -414,11 +420,11 @@ async def test_the_reply_is_part_of_its_reader_s_span_and_never_current_there(
             with collected.tracer.start_as_current_span("between attempts"):
                 await trio.lowlevel.checkpoint()
             with (
-                telemetry.attempt(Attempt()),
+                telemetry.attempt(an_attempt()),
                 collected.tracer.start_as_current_span("in an attempt"),
             ):
                 await trio.lowlevel.checkpoint()
-        telemetry.ended(None)
+        telemetry.ended(None, timing())
 
     with collected.tracer.start_as_current_span("the reader's") as reader:
         telemetry = ReplyTelemetry(BODY, ORIGIN)
@@ -442,7 +448,7 @@ async def test_a_request_carries_its_attempt_s_trace_and_no_baggage(collected: C
     token = context.attach(baggage.set_baggage("user", secret("user")))
     telemetry = ReplyTelemetry(BODY, ORIGIN)
     assert telemetry.headers() == {}
-    with telemetry.attempt(Attempt()):
+    with telemetry.attempt(an_attempt()):
         headers = telemetry.headers()
     context.detach(token)
     attempt = collected.span("gz_trio.attempt").context
@@ -459,17 +465,17 @@ async def test_every_moment_is_a_log_record_with_the_same_names(
 ) -> None:
     caplog.set_level(logging.DEBUG, "gz_trio")
     telemetry = ReplyTelemetry(BODY, ORIGIN)
-    first = Attempt()
+    first = an_attempt()
     with telemetry.attempt(first):
         telemetry.responded(401)
-        first.error = AuthenticationError("the key was rejected", status=401)
+        first.cause = AuthenticationError("the key was rejected", status=401)
     telemetry.announced(Paused("refresh"))
     mock_clock.jump(1)
-    with telemetry.attempt(Attempt("replay", generation=2)):
+    with telemetry.attempt(an_attempt(generation=2, resumed_by="replay")):
         telemetry.responded(200)
         telemetry.announced(Resumed())
-        telemetry.first_token()
-        telemetry.ended(None, finish_reasons=["stop"])
+        telemetry.first_token(1.0)
+        telemetry.ended(None, timing(1.0, ended=1.0), finish_reasons=["stop"])
     records = told(caplog.records, "gz_trio.reply")
     (reply,) = {fields["gz_trio.reply.id"] for _, _, fields in records}
     assert isinstance(reply, int)
@@ -513,7 +519,7 @@ async def test_each_reply_has_a_number_of_its_own_in_the_log(
 ) -> None:
     caplog.set_level(logging.DEBUG, "gz_trio")
     for _ in range(2):
-        ReplyTelemetry(BODY, ORIGIN).ended(None)
+        ReplyTelemetry(BODY, ORIGIN).ended(None, timing())
     records = told(caplog.records, "gz_trio.reply")
     assert len({fields["gz_trio.reply.id"] for _, _, fields in records}) == 2
 
@@ -525,10 +531,8 @@ async def test_a_warning_says_that_an_answer_was_lost_which_had_begun(
     caplog: pytest.LogCaptureFixture, had_text: bool, level: str
 ) -> None:
     caplog.set_level(logging.DEBUG, "gz_trio")
-    telemetry = ReplyTelemetry(BODY, ORIGIN)
-    if had_text:
-        telemetry.first_token()
-    telemetry.ended(APIConnectionError("no connection"))
+    times = timing(1.0) if had_text else timing()
+    ReplyTelemetry(BODY, ORIGIN).ended(APIConnectionError("no connection"), times)
     assert told(caplog.records, "gz_trio.reply")[-1][:2] == (level, "gz_trio.reply.ended")
     assert caplog.messages[-1].endswith("attempts: 0: no connection")
 
@@ -538,10 +542,10 @@ async def test_what_was_asked_and_answered_is_told_nowhere(
 ) -> None:
     caplog.set_level(logging.DEBUG, "gz_trio")
     telemetry = ReplyTelemetry(BODY, ORIGIN)
-    first = Attempt()
+    first = an_attempt()
     with telemetry.attempt(first):
-        first.error = APIConnectionError("no connection", body=secret("body").encode())
-    tell_complete(telemetry, Usage(prompt_tokens=1, completion_tokens=1))
+        first.cause = APIConnectionError("no connection", body=secret("body").encode())
+    tell_complete(telemetry, usage=Usage(prompt_tokens=1, completion_tokens=1))
     shown = [span.to_json() for span in collected.spans]
     shown += [repr(point) for name in collected.metrics for point in collected.points(name)]
     shown += [repr(vars(record)) for record in caplog.records]
@@ -558,11 +562,11 @@ async def test_without_the_api_only_the_log_is_told(
     monkeypatch.setattr(_telemetry, "api", None)
     caplog.set_level(logging.DEBUG, "gz_trio")
     telemetry = ReplyTelemetry(BODY, ORIGIN)
-    with telemetry.attempt(Attempt()):
+    with telemetry.attempt(an_attempt()):
         assert telemetry.headers() == {}
     telemetry.announced(RateLimited(1.5))
     telemetry.announced(Restarted())
-    tell_complete(telemetry, Usage(prompt_tokens=7, completion_tokens=3))
+    tell_complete(telemetry, usage=Usage(prompt_tokens=7, completion_tokens=3))
     events = [event for _, event, _ in told(caplog.records, "gz_trio.reply")]
     assert events[0] == "gz_trio.reply.started"
     assert events[-1] == "gz_trio.reply.ended"

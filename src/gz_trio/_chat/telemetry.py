@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
-from typing import Protocol, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -21,9 +21,9 @@ import trio
 
 from .. import _telemetry as telemetry
 from .._protocol import lenient_json
-from .._protocol.errors import GatewayError
-from .._protocol.events import Delta, Paused, RateLimited, Restarted, Resumed, Usage
+from .._protocol.events import Paused, RateLimited, Restarted, Resumed, Usage
 from .._telemetry import Attributes, Span
+from .attempts import Attempt, Timing
 
 _log = logging.getLogger("gz_trio.reply")
 _reply_ids = count(1)
@@ -57,30 +57,6 @@ _REQUEST_FIELDS: tuple[tuple[str, str, type[int | float]], ...] = (
 _OUTPUT_TYPES = {"text": "text", "json_object": "json", "json_schema": "json"}
 
 
-class AttemptRecord(Protocol):
-    """What is read of an attempt: of its start when it begins, of its end when it has ended."""
-
-    @property
-    def generation(self) -> int:
-        """Of the key that it was sent with."""
-        ...
-
-    @property
-    def taken_up(self) -> str:
-        """`"first"`, `"cursor"`, `"continue"` or `"replay"`."""
-        ...
-
-    @property
-    def deltas(self) -> int:
-        """How many deltas came."""
-        ...
-
-    @property
-    def error(self) -> GatewayError | None:
-        """What ended it, or `None` where it was complete or nobody read on."""
-        ...
-
-
 class ReplyTelemetry:
     """Tells of one reply. Made in its reader's task: what is current there, the span is part of.
 
@@ -92,7 +68,6 @@ class ReplyTelemetry:
     """
 
     def __init__(self, body: Mapping[str, object], origin: str) -> None:
-        self._started = trio.current_time()
         self._labels: dict[str, str | int] = {"gen_ai.operation.name": "chat", **_server(origin)}
         name = "chat"
         model = body.get("model")
@@ -105,9 +80,7 @@ class ReplyTelemetry:
         self._attempts = 0
         self._attempt: _Attempt | None = None
         self._response: dict[str, str] = {}
-        self._first_token: float | None = None
         self._pause: tuple[str, float] | None = None
-        self._paused = 0.0
         self._ended = False
         self._log(logging.DEBUG, "gz_trio.reply.started", {}, "a reply begins")
 
@@ -116,12 +89,11 @@ class ReplyTelemetry:
         return self._span.current()
 
     @contextmanager
-    def attempt(self, attempt: AttemptRecord) -> Generator[None]:
-        """Around one attempt: sending, receiving, and saying in `attempt.error` what ended it."""
+    def attempt(self, attempt: Attempt) -> Generator[None]:
+        """Around one attempt: sending, receiving, and saying in `attempt.cause` what ended it."""
         self._attempts += 1
         about: dict[str, str | int] = {
             "gz_trio.attempt.number": self._attempts,
-            "gz_trio.attempt.taken_up": attempt.taken_up,
             "gz_trio.key.generation": attempt.generation,
         }
         where = {name: self._labels[name] for name in ("server.address", "server.port")}
@@ -149,10 +121,10 @@ class ReplyTelemetry:
         if self._attempt is not None:
             self._attempt.about["http.response.status_code"] = status
 
-    def answered(self, delta: Delta) -> None:
-        """The attempt's first delta has come: it names the answer and its model."""
+    def answered(self, data: bytes) -> None:
+        """The attempt's answer has begun with `data`: an event's, or a whole completion."""
         try:
-            head = _decode_head(delta.raw)
+            head = _decode_head(data)
         except lenient_json.MSGSPEC_ERRORS:
             return
         named = (("gen_ai.response.id", head.id), ("gen_ai.response.model", head.model))
@@ -160,9 +132,8 @@ class ReplyTelemetry:
         if self._attempt is not None:
             self._attempt.about.update(self._response)
 
-    def first_token(self) -> None:
-        """The reply's first text, reasoning or tool call has come."""
-        seconds = self._first_token = trio.current_time() - self._started
+    def first_token(self, seconds: float) -> None:
+        """The reply's first text, reasoning or tool call has come, so long after its start."""
         told = {"gen_ai.response.time_to_first_chunk": seconds}
         self._span.set(told)
         message = "the first token came after %.3f s"
@@ -193,6 +164,7 @@ class ReplyTelemetry:
     def ended(
         self,
         error: Exception | None,
+        timing: Timing,
         *,
         finish_reasons: Sequence[str] = (),
         usage: Usage | None = None,
@@ -202,6 +174,7 @@ class ReplyTelemetry:
         Args:
             error: `None` where the reply is complete, `trio.ClosedResourceError` where its reader
                 has left, else why it failed.
+            timing: The reply's, with its end.
             finish_reasons: Of each choice that has one.
             usage: What the server said.
         """
@@ -214,23 +187,25 @@ class ReplyTelemetry:
         if self._attempt is not None:
             self._end_attempt(self._attempt, error, left=outcome == "left")
         self._end_pause()
-        seconds = trio.current_time() - self._started
         told: dict[str, str | int | float | Sequence[str]] = {
             "gz_trio.outcome": outcome,
             "gz_trio.reply.attempts": self._attempts,
-            "gz_trio.reply.paused": self._paused,
+            "gz_trio.reply.paused": timing.paused,
             **self._response,
             **_usage(usage),
         }
+        if timing.between_tokens is not None and timing.longest_gap is not None:
+            told["gz_trio.reply.between_tokens"] = timing.between_tokens
+            told["gz_trio.reply.longest_gap"] = timing.longest_gap
         if finish_reasons:
             told["gen_ai.response.finish_reasons"] = tuple(finish_reasons)
         self._span.set(told)
-        self._measure(seconds, outcome, error, usage)
-        self._log_end(seconds, error, told)
+        self._measure(error, timing, outcome, usage)
+        self._log_end(error, timing, told)
         self._span.end(error)
 
     def _measure(
-        self, seconds: float, outcome: str, error: Exception | None, usage: Usage | None
+        self, error: Exception | None, timing: Timing, outcome: str, usage: Usage | None
     ) -> None:
         if telemetry.api is None:
             return
@@ -238,9 +213,9 @@ class ReplyTelemetry:
         if "gen_ai.response.model" in self._response:
             labels["gen_ai.response.model"] = self._response["gen_ai.response.model"]
         ended = {**labels, "gz_trio.outcome": outcome, **_failure(error)}
-        telemetry.record(telemetry.OPERATION_DURATION, seconds, ended)
-        if self._first_token is not None:
-            telemetry.record(telemetry.TIME_TO_FIRST_CHUNK, self._first_token, labels)
+        telemetry.record(telemetry.OPERATION_DURATION, timing.ended or 0.0, ended)
+        if timing.first_token is not None:
+            telemetry.record(telemetry.TIME_TO_FIRST_CHUNK, timing.first_token, labels)
         if usage is not None:
             for kind, tokens in (
                 ("input", usage.prompt_tokens),
@@ -249,14 +224,14 @@ class ReplyTelemetry:
                 spent = {**labels, "gen_ai.token.type": kind}
                 telemetry.record(telemetry.TOKEN_USAGE, tokens, spent)
 
-    def _log_end(self, seconds: float, error: Exception | None, told: Attributes) -> None:
-        event, values = "gz_trio.reply.ended", (seconds, self._attempts)
+    def _log_end(self, error: Exception | None, timing: Timing, told: Attributes) -> None:
+        event, values = "gz_trio.reply.ended", (timing.ended or 0.0, self._attempts)
         if error is None:
             message = f"{told['gz_trio.outcome']} after %.3f s, attempts: %d"
             self._log(logging.DEBUG, event, told, message, *values)
             return
         # The reader gets the error. A warning is due where an answer that had begun is lost.
-        level = logging.INFO if self._first_token is None else logging.WARNING
+        level = logging.INFO if timing.first_token is None else logging.WARNING
         why = telemetry.safe_message(error) or telemetry.error_type(error)
         message = "failed after %.3f s, attempts: %d: %s"
         self._log(level, event, {**told, **_failure(error)}, message, *values, why)
@@ -265,10 +240,14 @@ class ReplyTelemetry:
         if self._attempt is not told:
             return  # The reply's end was the attempt's.
         self._attempt = None
-        error = told.record.error or raised
+        attempt = told.attempt
+        error = attempt.cause or raised
         outcome = "failed" if error is not None else "left" if left else "complete"
         told.about["gz_trio.outcome"] = outcome
-        told.about["gz_trio.attempt.deltas"] = told.record.deltas
+        told.about["gz_trio.attempt.tokens"] = attempt.tokens
+        if attempt.resumed_by is not None:
+            told.about["gz_trio.attempt.resumed_by"] = attempt.resumed_by
+            told.about["gz_trio.attempt.repeated"] = attempt.repeated
         told.span.set(told.about)
         told.span.end(error)
         event, number = "gz_trio.attempt.ended", told.about["gz_trio.attempt.number"]
@@ -285,7 +264,6 @@ class ReplyTelemetry:
             return 0.0
         (reason, since), self._pause = self._pause, None
         seconds = trio.current_time() - since
-        self._paused += seconds
         labels = {**self._labels, "gz_trio.pause.reason": reason}
         telemetry.record(telemetry.PAUSE_DURATION, seconds, labels)
         return seconds
@@ -302,7 +280,7 @@ class _Attempt:
     """The attempt under way: its span, the reply's own record, and what is known of it."""
 
     span: Span
-    record: AttemptRecord
+    attempt: Attempt
     about: dict[str, str | int]
 
 
