@@ -23,6 +23,7 @@ class Attempt:
             about what was paid for.
         repeated: How many characters of them the reader had already.
         accepted: Whether the gateway answered with an event that is no error.
+        epoch: Of the key that it was sent with: another one may be another account's.
     """
 
     started: float
@@ -33,6 +34,7 @@ class Attempt:
     tokens: int = 0
     repeated: int = 0
     accepted: bool = False
+    epoch: int = 0
 
 
 @dataclass(slots=True)

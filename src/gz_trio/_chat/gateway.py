@@ -22,6 +22,7 @@ from .._transport.interface import Request, Transport
 from .buffer import EventBuffer
 from .history import History
 from .receiving import Receiver, ReplySettings
+from .remembering import Remembering, open_remembering
 from .reply import Reply
 from .session import Session
 
@@ -86,22 +87,29 @@ class Gateway:
         return self._history
 
     @asynccontextmanager
+    @enable_ki_protection
     async def open_session(
         self,
         model: str,
         *,
         messages: Sequence[Mapping[str, object]] | None = None,
         extra_body: Mapping[str, object] | None = None,
+        remember: bool | int | str = False,
     ) -> AsyncGenerator[Session]:
         """A chat session over this gateway, with its authenticator.
 
         Args:
             model: The model's name, as the gateway knows it.
-            messages: The conversation so far, a system message first, say.
+            messages: The conversation so far, a system message first, say. It is not saved.
             extra_body: Further fields of each request's body: `{"temperature": 0}`, `tools`, ...
+            remember: Whether each turn is saved in the gateway's `history`, in the background; or
+                the id of a session there to go on with: its messages follow `messages`.
 
         Raises:
             ValueError: `model` is empty.
+            GatewayError: The session to go on with cannot be read.
+            SaveError: On exit, where the block raised nothing: what is in its `unsaved` could not
+                be saved, nor in the 10 seconds that leaving the block waits for it.
 
         >>> async def main() -> None:
         ...     fake = FakeGateway(key="sk-1")
@@ -115,7 +123,18 @@ class Gateway:
         >>> trio.run(main)
         True
         """
-        yield Session(self, model, messages, extra_body)
+        remembering: Remembering | None = None
+        so_far = list(messages or ())
+        async with AsyncExitStack() as stack:
+            if remember is not False:
+                session_id = None if remember is True else remember
+                if session_id is not None:
+                    past = await self._history.get(session_id)
+                    so_far += [{"role": m.role, "content": m.content} for m in past.messages]
+                remembering = await stack.enter_async_context(
+                    open_remembering(self._history, model, session_id)
+                )
+            yield Session(self, model, so_far, extra_body, remembering)
 
     @asynccontextmanager
     @enable_ki_protection
@@ -278,6 +297,7 @@ async def open_session(
     authenticator: Authenticator | None = None,
     messages: Sequence[Mapping[str, object]] | None = None,
     extra_body: Mapping[str, object] | None = None,
+    remember: bool | int | str = False,
     headers: Mapping[str, str] | None = None,
     key_header: KeyHeader = "Authorization",
     retry: RetryPolicy | None = None,
@@ -300,6 +320,7 @@ async def open_session(
         authenticator: One that other sessions use too.
         messages: The conversation so far.
         extra_body: As for `Gateway.open_session`.
+        remember: As for `Gateway.open_session`.
         headers: As for `open_gateway`.
         key_header: As for `open_gateway`.
         retry: As for `open_gateway`.
@@ -310,7 +331,7 @@ async def open_session(
 
     Raises:
         ValueError: There is no way to a key or more than one; `base_url` or `model` is none.
-        GatewayError: The store cannot be read.
+        GatewayError: The store cannot be read; or as for `Gateway.open_session`.
 
     >>> async def main() -> None:
     ...     fake = FakeGateway(key="sk-2")
@@ -355,8 +376,9 @@ async def open_session(
                 now=now,
             )
         )
-        async with gateway.open_session(model, messages=messages, extra_body=extra_body) as session:
-            yield session
+        yield await stack.enter_async_context(
+            gateway.open_session(model, messages=messages, extra_body=extra_body, remember=remember)
+        )
 
 
 def _checked_base_url(base_url: str) -> str:

@@ -133,7 +133,7 @@ class Receiver:
         request = self._resumption.next_request()
         while True:
             key = await self._recovering.next_key()
-            attempt = Attempt(trio.current_time(), key.generation, request.way)
+            attempt = Attempt(trio.current_time(), key.generation, request.way, epoch=key.epoch)
             self.attempts.append(attempt)
             try:
                 await self._try_once(key, request, attempt)

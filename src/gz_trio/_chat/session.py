@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .._auth.authenticator import Authenticator
 from .._protocol.settings import ResumePolicy
+from .remembering import Remembering
 from .reply import Reply
 
 if TYPE_CHECKING:
@@ -28,10 +29,12 @@ class Session:
         model: str,
         messages: Sequence[Mapping[str, object]] | None,
         extra_body: Mapping[str, object] | None,
+        remembering: Remembering | None,
     ) -> None:
         if not model or model.isspace():
             raise ValueError("the model's name is empty: give the name that the gateway knows")
         self._gateway = gateway
+        self._remembering = remembering
         self._model = model
         self._extra_body = dict(extra_body or {})
         self.messages: list[dict[str, object]] = [dict(message) for message in messages or ()]
@@ -43,6 +46,14 @@ class Session:
     def authenticator(self) -> Authenticator:
         """What holds the key of this session."""
         return self._gateway.authenticator
+
+    @property
+    def history_id(self) -> int | str | None:
+        """The id of this session in the gateway's history, where it is remembered.
+
+        `None` until its first turn has been saved there, soon after it was complete.
+        """
+        return None if self._remembering is None else self._remembering.session_id
 
     @asynccontextmanager
     async def stream(
@@ -60,6 +71,8 @@ class Session:
         turn: dict[str, object] = (
             {"role": "user", "content": message} if isinstance(message, str) else dict(message)
         )
+        remembering = self._remembering
+        question = None if remembering is None else remembering.asked(turn)
         body = {
             "model": self._model,
             "messages": [*self.messages, turn],
@@ -70,6 +83,8 @@ class Session:
             yield reply
             if reply.complete:
                 self.messages += [turn, reply.message]
+                if remembering is not None and question is not None:
+                    remembering.answered(question, reply)
 
     async def ask(self, message: str | Mapping[str, object]) -> str:
         """Say something, and wait for the whole answer. A checkpoint.
