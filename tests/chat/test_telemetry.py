@@ -153,6 +153,7 @@ async def test_the_scope_says_which_version_of_the_conventions_is_spoken(
         # What a server would reject is left to the server.
         ({"max_tokens": "many", "temperature": None, "top_p": True, "n": None, "stop": 1}, {}),
         ({"seed": 0.5, "response_format": "json"}, {}),
+        ({"temperature": 10**400, "seed": 10**400, "top_p": float("nan")}, {}),
     ],
 )
 async def test_the_parameters_of_the_request_are_attributes(

@@ -311,7 +311,9 @@ def _request(body: Mapping[str, object]) -> dict[str, str | bool | int | float |
     found: dict[str, str | bool | int | float | Sequence[str]] = {"gen_ai.request.stream": True}
     for field, name, kind in _REQUEST_FIELDS:
         value = body.get(field)
-        if isinstance(value, int | kind) and not isinstance(value, bool):
+        if isinstance(value, bool) or not isinstance(value, int | kind):
+            continue
+        if abs(value) < 2**63:  # Beyond that, none that a span can hold.
             found[name] = kind(value)
     choices = body.get("n")
     if isinstance(choices, int) and choices != 1:
