@@ -98,7 +98,10 @@ def interop(session: nox.Session) -> None:
 def exhaustive(session: nox.Session) -> None:
     """Run what takes long: slow tests, and the hypothesis tests over many more examples."""
     install(session, "tests")
-    arguments = session.posargs or ["-m", "slow or hypothesis", "--hypothesis-profile=exhaustive"]
+    arguments = session.posargs or [
+        *("-m", "slow or hypothesis", "--hypothesis-profile=exhaustive"),
+        *("-o", "faulthandler_timeout=3600"),  # one test runs for minutes
+    ]
     session.run("pytest", *arguments)
 
 

@@ -563,6 +563,17 @@ async def test_rule_13_a_newer_key_in_a_store_that_tells_of_no_changes_is_found(
         assert (await authenticator.refresh("sk-1")).value == "sk-2"
 
 
+@pytest.mark.parametrize("make", [str, Key])
+async def test_a_key_of_ones_own_making_is_told_by_its_value(
+    make: Callable[[str], Key | str],
+) -> None:
+    refresher = Refresher("sk-2")
+    async with open_authenticator(MemoryKeyStore("sk-1"), refresher) as authenticator:
+        for _ in range(2):
+            assert (await authenticator.refresh(make("sk-1"))).value == "sk-2"
+    assert len(refresher.calls) == 1
+
+
 async def test_rule_13_a_store_that_is_half_written_is_waited_for(
     autojump_clock: MockClock,
 ) -> None:

@@ -315,10 +315,14 @@ class Receiver:
             return False
         items = resumption.decoder.decode(event)
         try:
-            return self._take(items, attempt, len(event.data))
-        finally:
-            if items and not isinstance(items[0], GatewayError):
+            done = self._take(items, attempt, len(event.data))
+        except _ErrorFrame:
+            if not isinstance(items[0], GatewayError):
                 resumption.passed(event)
+            raise
+        if items:
+            resumption.passed(event)
+        return done
 
     def _take(self, items: tuple[ChatItem, ...], attempt: Attempt, size: int) -> bool:
         for item in items:

@@ -3,18 +3,21 @@
 A server that gives its events ids may take the stream up after the one in `Last-Event-ID` (WHATWG
 HTML, section 9.2, "Server-sent events"). It may as well ignore the header, or have lost the
 stream, and start over, with ids that look like anything. So the first event of its answer decides
-which of the two it is, and what cannot be told counts as started over: matching (`resume`) then
-swallows what repeats, where a wrong guess would double the text.
+which of the two it is. Where that cannot be told, the answer is of no use: a guess would double
+text, or lose some.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 import msgspec
 
 from . import lenient_json
 from .sse import ServerSentEvent
+
+Place = Literal["here", "beginning", "unknown"]
 
 _NUMBERED = re.compile(r"(.*?)(0|[1-9][0-9]{0,17})", re.DOTALL)
 
@@ -87,10 +90,10 @@ class Cursor:
     >>> cursor.passed(ServerSentEvent("message", b'{"id":"chatcmpl-1"}', id="7"))
     >>> cursor.last_event_id
     '7'
-    >>> cursor.goes_on_at(ServerSentEvent("message", b'{"id":"chatcmpl-1"}', id="8"))
-    True
-    >>> cursor.goes_on_at(ServerSentEvent("message", b'{"id":"chatcmpl-2"}', id="1"))
-    False
+    >>> cursor.place_of(ServerSentEvent("message", b'{"id":"chatcmpl-1"}', id="8"))
+    'here'
+    >>> cursor.place_of(ServerSentEvent("message", b'{"id":"chatcmpl-2"}', id="1"))
+    'unknown'
     """
 
     def __init__(self) -> None:
@@ -119,22 +122,24 @@ class Cursor:
         """Whether `event` was taken already, by its id."""
         return event.id is not None and event.id in self._ids
 
-    def goes_on_at(self, event: ServerSentEvent) -> bool:
-        """Whether the answer that begins with `event` takes the stream up, or starts over.
+    def place_of(self, event: ServerSentEvent) -> Place:
+        """Where an answer begins, by its first event.
 
         Args:
             event: The first one that came in answer to `last_event_id`.
         """
         if event.id is None or self._first is None or self._last is None:
-            return False
+            return "unknown"
+        if event.id == self._first.id:
+            return "beginning"
         ours, theirs = _head(self._last.data), _head(event.data)
         both_named = ours.id is not None and theirs.id is not None
         if self.has_passed(event):
-            # A repetition from the very beginning is matched like any other answer.
-            return event.id != self._first.id and (not both_named or ours.id == theirs.id)
+            return "unknown" if both_named and ours.id != theirs.id else "here"
         if theirs.has_role and (self._last is self._first or not ours.has_role):
-            return False  # Only the beginning of an answer says who speaks.
+            return "unknown"  # Only the beginning of an answer says who speaks.
         if both_named and ours.id == theirs.id:
-            return True
+            return "here"
         before, after = _numbered(self._last.id or ""), _numbered(event.id)
-        return before is not None and after == (before[0], before[1] + 1)
+        next_number = before is not None and after == (before[0], before[1] + 1)
+        return "here" if next_number else "unknown"

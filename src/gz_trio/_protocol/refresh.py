@@ -289,7 +289,7 @@ class RefreshMachine:
             if self._is_the_gateways_own_trouble(key, now, origin, model):
                 return Fail(_own_trouble(model))
             self._note_rejected_model(key, origin, model)
-        elif isinstance(rejected, str) and current is not None:
+        elif rejected is not None and current is not None:
             return UseKey(current)
         elif self.record.version > 0:
             return Fail(AuthenticationError("signed out: sign in first"))

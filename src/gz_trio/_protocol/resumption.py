@@ -14,7 +14,7 @@ import msgspec
 
 from . import lenient_json
 from .chat import DONE, ChatDecoder
-from .cursor import Cursor
+from .cursor import Cursor, Place
 from .errors import (
     AuthenticationError,
     BadRequestError,
@@ -43,7 +43,7 @@ class CannotResume(Exception):
 
 
 class StartedOver(Exception):
-    """The server did not go on where it was asked to, and there is a better way than to read on."""
+    """The server did not clearly go on where it was asked to: better to ask in another way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,24 +230,28 @@ class Resumption:
             event: One of the answer's; `None` for a whole completion.
 
         Raises:
-            StartedOver: See there.
+            StartedOver: The answer is not to be read on; the next request goes another way.
             CannotResume: The server has started over, and a replay is not allowed.
         """
-        if event is not None:
-            first = next(iter(ChatDecoder().decode(event)), DONE)
-            if first is DONE or isinstance(first, GatewayError):
-                return False
+        place: Place | None = None
         if self.way == "cursor":
-            if event is not None and self._cursor.goes_on_at(event):
-                self.decoder = self._kept_decoder
-                self.decoder.take_up()
-                self._taken_up_after = self._cursor.last_event_id
-                self._last_id = None
-                self.begun = True
-                return True
-            if self._continued() is not None:
-                self._refused.add("cursor")
-                raise StartedOver
+            place = "unknown" if event is None else self._cursor.place_of(event)
+        if event is not None:
+            first = next(iter(ChatDecoder().decode(event)), None)
+            is_end = first is DONE and place != "here"
+            if first is None or is_end or isinstance(first, GatewayError):
+                return False
+        if place == "here":
+            self.decoder = self._kept_decoder
+            self.decoder.take_up()
+            self._taken_up_after = self._cursor.last_event_id
+            self._last_id = None
+            self.begun = True
+            return True
+        if place == "unknown" or (place == "beginning" and self._continued() is not None):
+            self._refused.add("cursor")
+            raise StartedOver
+        if place == "beginning":
             self._check_replay()
             self.way = "replay" if self._delivered.content else None
         self._is_continuation = self.way == "continue"
