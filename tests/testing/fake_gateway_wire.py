@@ -51,7 +51,8 @@ class Answer:
     @property
     def data(self) -> list[str]:
         """The data of each frame."""
-        return [line.removeprefix("data: ") for line in self.lines if line.startswith("data: ")]
+        fields = [field for part in self.lines for field in part.split("\n")]
+        return [field.removeprefix("data: ") for field in fields if field.startswith("data: ")]
 
     @property
     def chunks(self) -> list[JSON]:

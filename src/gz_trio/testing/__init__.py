@@ -7,6 +7,7 @@ ledger of requests says what the program under test really sent.
 
 from ._call import SeenRequest
 from ._chunks import Shape
+from ._continuing import Continues
 from ._faults import (
     DIALECTS,
     Comment,
@@ -32,6 +33,7 @@ __all__ = [
     "DIALECTS",
     "Answer",
     "Comment",
+    "Continues",
     "Cut",
     "Dialect",
     "Drip",

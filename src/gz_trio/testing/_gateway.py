@@ -18,6 +18,7 @@ from .._protocol.events import Delta
 from .._protocol.keys import Key
 from ._call import Call, SeenRequest
 from ._chunks import Completion, Shape, default_answer, marked, split, text_of
+from ._continuing import Continues, partial_answer, refusal
 from ._faults import Cut, Fault, Reset, Stall, Status
 from ._history import FakeHistory
 from ._keys import KeyRing
@@ -45,7 +46,8 @@ class FakeGateway:
     for a socket, so Trio's `MockClock` with autojump makes minutes pass in no time. Nothing needs
     to be started: the object only keeps the keys, the faults and what was seen, for all its
     connections. `tokens`, `token_interval`, `on_rotation`, `auth_latency`, `models`, `framing`,
-    `event_ids` and `on_lost_stream` are attributes too, which a test may change.
+    `event_ids`, `on_lost_stream`, `continues` and `echo` are attributes too, which a test may
+    change.
 
     The key goes into `Authorization: Bearer`, `x-api-key` or `api-key`.
 
@@ -79,6 +81,17 @@ class FakeGateway:
             lie; ids are `1`, `2`, ... in every stream, and none is ever taken up.
         on_lost_stream: What becomes of a request whose `Last-Event-ID` is of no kept stream with
             that body: `"restart"`, a new answer; `"404"`, that status.
+        continues: How a request asks the model to go on from a partial answer, the assistant's
+            message that it ends with: `"vllm"`, by `"add_generation_prompt": false,
+            "continue_final_message": true` (vLLM, SGLang; 400 if both are true); `"prefix"`, by
+            `"prefix": true` on that message (DeepSeek, Mistral; 400 for an assistant's last
+            message without it, or another message with it); `"prefill"`, by that message alone
+            (Anthropic; 400 if it ends with whitespace). `None`: not at all. What is not asked for
+            in the gateway's own way gets a new answer. The model goes on with the rest of the
+            answer that the conversation was meant to have without the partial one, whose
+            whitespace at the end does not count; or, if that does not begin so, with some other
+            text. `max_tokens` limits what is new.
+        echo: Whether a continued answer begins with the partial one.
         ledger: Whether `requests` keeps what was seen; a server that runs for days turns it off.
         on_request: Called with each request when it is over: answered, or left.
 
@@ -130,6 +143,8 @@ class FakeGateway:
         framing: Framing = "chunked",
         event_ids: bool | Literal["ignored"] = False,
         on_lost_stream: Literal["restart", "404"] = "restart",
+        continues: Continues | None = None,
+        echo: bool = False,
         ledger: bool = True,
         on_request: Callable[[SeenRequest], None] | None = None,
     ) -> None:
@@ -141,6 +156,8 @@ class FakeGateway:
         self.framing: Framing = framing
         self.event_ids: bool | Literal["ignored"] = event_ids
         self.on_lost_stream: Literal["restart", "404"] = on_lost_stream
+        self.continues: Continues | None = continues
+        self.echo = echo
         self.refuse_refresh = False
         self.refuse_connections = False
         self.requests: list[SeenRequest] = []
@@ -252,9 +269,12 @@ class FakeGateway:
     def intended(self, body: Mapping[str, object]) -> str:
         """The whole text that the first answer to this request's body is meant to have.
 
-        Of several choices, the first.
+        Of several choices, the first. If the body asks to go on from a partial answer
+        (`continues`), that one and what follows.
         """
-        return text_of(self._tokens(body, 1)[0])
+        partial = partial_answer(body, self.continues)
+        before = "" if partial is None else partial.text
+        return before + text_of(self._tokens(body, 1)[0])
 
     def fault(
         self,
@@ -301,9 +321,16 @@ class FakeGateway:
         )
 
     def _tokens(self, body: Mapping[str, object], attempt: int) -> tuple[list[Delta], list[Delta]]:
+        partial = partial_answer(body, self.continues)
+        if partial is None:
+            return split(self._made(body, attempt), body)
+        answer = partial.rest(self._made(partial.body, 1), default_answer(body, self.tokens))
+        return split(answer, body)
+
+    def _made(self, body: Mapping[str, object], attempt: int) -> Sequence[str | Delta]:
         if self._answer is None:
-            return split(default_answer(body, self.tokens), body)
-        return split(self._answer(body, attempt), body)
+            return default_answer(body, self.tokens)
+        return self._answer(body, attempt)
 
     def _next_answer(self, body: Mapping[str, object]) -> tuple[list[Delta], list[Delta]]:
         if self._answer is None:
@@ -471,6 +498,9 @@ class FakeGateway:
             await self._complete(call, body)
 
     async def _complete(self, call: Call, body: Mapping[str, object]) -> None:
+        if (refused := refusal(body, self.continues)) is not None:
+            await call.send_status(refused)
+            return
         streamed = body.get("stream") is True
         last_event_id = call.seen.headers.get("last-event-id")
         if streamed and last_event_id and self.event_ids is True:
@@ -484,18 +514,25 @@ class FakeGateway:
         number = self._total
         tokens, endings = self._next_answer(body)
         completion = Completion(number, body, self._shape)
+        partial = partial_answer(body, self.continues) if self.echo else None
+        echo = [] if partial is None else partial.echo(tokens, endings)
         if not streamed:
-            await self._send_whole(call, completion, tokens, endings)
+            await self._send_whole(call, completion, echo, tokens, endings)
             return
         if self.event_ids is True:
-            run = Run(completion, tokens, endings, ids=f"{number}-", kept=True)
+            run = Run(completion, tokens, endings, echo=echo, ids=f"{number}-", kept=True)
             self._kept.keep(str(number), body, run)
         else:
-            run = Run(completion, tokens, endings, ids="" if self.event_ids else None)
+            run = Run(completion, tokens, endings, echo=echo, ids="" if self.event_ids else None)
         await self._streams.serve(call, run, Place())
 
     async def _send_whole(
-        self, call: Call, completion: Completion, tokens: list[Delta], endings: list[Delta]
+        self,
+        call: Call,
+        completion: Completion,
+        echo: list[Delta],
+        tokens: list[Delta],
+        endings: list[Delta],
     ) -> None:
         seen = call.seen
         other = self._plan.due_text(seen.path, call.number, seen.generation)
@@ -504,7 +541,7 @@ class FakeGateway:
         await trio.sleep(self.token_interval * max(len(tokens) - 1, 0))
         deltas = [marked(delta, other.mark if other else "") for delta in tokens]
         completion.completion_tokens = call.seen.tokens = len(tokens)
-        await call.send(200, "application/json", completion.whole(deltas + endings))
+        await call.send(200, "application/json", completion.whole(echo + deltas + endings))
         call.seen.complete = True
 
     async def _send_models(self, call: Call) -> None:

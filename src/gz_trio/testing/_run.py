@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
 import msgspec
 
@@ -22,6 +21,7 @@ class Run:
         completion: Makes the events.
         tokens: The answer's.
         endings: Deltas without text that come after them.
+        echo: What comes before them, though the model did not make it.
         ids: What each event's id begins with, before its number; `None`: events have no ids.
         kept: Whether steps can be had again.
 
@@ -36,6 +36,7 @@ class Run:
         tokens: Sequence[Delta],
         endings: Sequence[Delta],
         *,
+        echo: Sequence[Delta] = (),
         ids: str | None = None,
         kept: bool = False,
     ) -> None:
@@ -44,6 +45,7 @@ class Run:
         self.mark = ""
         self.made = 0
         self._endings = endings
+        self._echo = echo
         self._ids = ids
         self._kept: list[list[bytes]] | None = [] if kept else None
         self._events = 0
@@ -53,12 +55,12 @@ class Run:
         """The events of a step: a kept one, or the next, which is made now."""
         if self._kept is not None and step < self.made:
             return self._kept[step]
+        events = self._of(self._echo) if step == 0 else []
         if step < len(self.tokens):
-            events = self.completion.events(marked(self.tokens[step], self.mark))
+            events += self._of([marked(self.tokens[step], self.mark)])
             self.completion.completion_tokens += 1
         else:
-            endings = chain.from_iterable(map(self.completion.events, self._endings))
-            events = [*endings, *self.completion.usage(), DONE]
+            events += [*self._of(self._endings), *self.completion.usage(), DONE]
         if self._kept is not None:
             self._kept.append(events)
             self._events_before.append(self._events)
@@ -70,6 +72,9 @@ class Run:
         self._events += len(events)
         self.made = step + 1
         return events
+
+    def _of(self, deltas: Sequence[Delta]) -> list[bytes]:
+        return [event for delta in deltas for event in self.completion.events(delta)]
 
     def place_after(self, number: int) -> Place | None:
         """Where the stream goes on after this many events; `None` if it has not so many yet."""
