@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ async def open_over(
     retry: RetryPolicy | None = None,
     resume: ResumePolicy | None = None,
     timeouts: Timeouts | None = None,
+    now: Callable[[], float] = time.time,
 ) -> AsyncGenerator[Gateway]:
     """A gateway over in-memory connections to `fake`, with its key unless another is given."""
     store = store or MemoryKeyStore(fake.key if key is None else key)
@@ -62,6 +64,7 @@ async def open_over(
             retry=retry,
             resume=resume,
             timeouts=timeouts,
+            now=now,
         ) as gateway,
     ):
         yield gateway

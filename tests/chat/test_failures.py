@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Mapping
+from email.utils import formatdate
 from itertools import product
+from typing import Literal
 
 import pytest
 import trio
@@ -10,11 +14,14 @@ from trio.testing import MockClock
 
 from gz_trio import (
     APIConnectionError,
+    AuthenticationError,
     BadRequestError,
     EmptyResponseError,
     Finished,
     GatewayError,
     InternalServerError,
+    Key,
+    MemoryKeyStore,
     NotFoundError,
     Paused,
     PaymentRequiredError,
@@ -24,14 +31,14 @@ from gz_trio import (
     RateLimitError,
     RawEvent,
     Resumed,
+    ResumePolicy,
     RetryPolicy,
     StreamInterrupted,
-    StreamTimeout,
-    Timeouts,
     open_gateway,
 )
+from gz_trio._auth.authenticator import Refresh
 from gz_trio.testing import (
-    Comment,
+    DIALECTS,
     Cut,
     Drip,
     EarlyDone,
@@ -45,120 +52,518 @@ from gz_trio.testing import (
     Status,
     Warning_,
 )
-from tests.chats import BODY, Told, deltas_of, open_over, tell
+from tests.chats import BODY, RESTART, Told, deltas_of, open_over, tell
 
 NO_RETRIES = RetryPolicy(max_retries=0)
+NOW = 1_800_000_000.0
+"""Unix time when a test's clock is at 0."""
+GUEST = "GUEST_NOT_CONFIGURED"
+SHOULD_RETRY = {"x-should-retry": "true"}
+SHOULD_NOT_RETRY = {"x-should-retry": "false"}
+
+
+@pytest.fixture(autouse=True)
+def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a wait is exactly what the table says."""
+    monkeypatch.setattr(random, "random", lambda: 0.0)
 
 
 async def told_of(
-    fake: FakeGateway, *, retry: RetryPolicy | None = None, timeouts: Timeouts | None = None
+    fake: FakeGateway,
+    *,
+    key: str | None = None,
+    refresh: Refresh | Literal["fake"] = "fake",
+    retry: RetryPolicy | None = None,
+    resume: ResumePolicy | None = None,
+    on_event: Callable[[Told], object] = lambda _: None,
 ) -> Told:
-    async with open_over(fake, retry=retry, timeouts=timeouts) as gateway:
-        return await tell(gateway)
+    async with open_over(
+        fake,
+        key=key,
+        refresh=refresh,
+        retry=retry,
+        resume=resume,
+        now=lambda: NOW + trio.current_time(),
+    ) as gateway:
+        return await tell(gateway, on_event=on_event)
 
 
-def pause(told: Told) -> Paused | RateLimited | None:
-    return next((e for e in told.events if isinstance(e, Paused | RateLimited)), None)
+class Waits:
+    """Notes when a reply told of a wait, as an `on_event` of `tell`."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[float, Paused | RateLimited]] = []
+
+    def __call__(self, told: Told) -> None:
+        event = told.events[-1]
+        if isinstance(event, Paused | RateLimited):
+            self.told.append((trio.current_time(), event))
 
 
-HEADLESS: list[tuple[Fault, str, float, float]] = [
-    (Status(429, headers={"retry-after": "7"}), "limit", 7.0, 8.75),
-    (Status(429, headers={"retry-after-ms": "7000", "retry-after": "60"}), "limit", 7.0, 8.75),
-    (Status(429), "limit", 1.125, 1.5),
-    (Status(429, "too many concurrent requests"), "limit", 2.25, 3.0),
-    *((Status(n), "reconnect", 1.5, 2.0) for n in (408, 409, 500, 502, 503, 504, 520, 524, 529)),
-    (Status(503, headers={"retry-after": "9"}), "reconnect", 9.0, 11.25),
-    (Status(502, dialect="html"), "reconnect", 1.5, 2.0),
-    (Status(502, dialect="empty"), "reconnect", 1.5, 2.0),
-    (Status(400, headers={"x-should-retry": "true"}), "reconnect", 1.5, 2.0),
-    (Cut(), "reconnect", 1.5, 2.0),
-    (Reset(), "reconnect", 1.5, 2.0),
-    (EmptyStream(), "reconnect", 1.5, 2.0),
+def reset(seconds: float) -> str:
+    return f"{NOW + seconds:.0f}"
+
+
+def limited(**headers: str) -> Status:
+    return Status(429, headers={name.replace("_", "-"): v for name, v in headers.items()})
+
+
+def should(retry: Mapping[str, str], *statuses: int) -> list[Status]:
+    return [Status(status, headers=retry) for status in statuses]
+
+
+# What passes is waited for
+
+WAIT, RECONNECT = RateLimited, Paused("reconnect")
+FRAME_DIALECTS: tuple[Literal["gatewayz", "openrouter"], ...] = ("gatewayz", "openrouter")
+
+IN_PLACE_OF_A_REPLY: list[tuple[Fault, RateLimited | Paused, float]] = [
+    (Status(429), WAIT(1.5), 1.5),
+    (Status(429, dialect="html"), WAIT(1.5), 1.5),
+    (Status(429, dialect="empty"), WAIT(1.5), 1.5),
+    (Status(429, headers=SHOULD_RETRY), WAIT(1.5), 1.5),
+    # How long: `Retry-After`, in all its forms.
+    (limited(retry_after="7"), WAIT(7), 7),
+    (limited(retry_after="1"), WAIT(1.5), 1.5),
+    (limited(retry_after="120"), WAIT(120), 120),
+    (limited(retry_after=formatdate(NOW + 30, usegmt=True)), WAIT(30), 30),
+    (limited(retry_after_ms="7000", retry_after="60"), WAIT(7), 7),
+    (Status(429, body={"error": {"context": {"retry_after": 8}}}), WAIT(8), 8),
+    (Status(503, headers={"retry-after": "9"}), RECONNECT, 9),
+    (
+        Status(503, headers={"retry-after": formatdate(NOW + 9, usegmt=True)}),
+        RECONNECT,
+        9,
+    ),
+    # ... or the reset of the limit that is used up.
+    (limited(ratelimit_reset="9"), WAIT(9), 9),
+    (limited(retry_after="7", ratelimit_reset="9"), WAIT(7), 7),
+    (limited(x_ratelimit_reset_requests=reset(9)), WAIT(9), 9),
+    (limited(x_ratelimit_reset_requests=reset(9) + "000"), WAIT(9), 9),
+    (limited(x_ratelimit_reset_tokens="1m9s"), WAIT(69), 69),
+    (limited(x_ratelimit_reset_tokens="12ms"), WAIT(1.5), 1.5),
+    (limited(anthropic_ratelimit_requests_reset="2027-01-15T08:00:09Z"), WAIT(9), 9),
+    (
+        limited(
+            x_ratelimit_remaining_requests="0",
+            x_ratelimit_reset_requests="9s",
+            x_ratelimit_remaining_tokens="149984",
+            x_ratelimit_reset_tokens="6m0s",
+        ),
+        WAIT(9),
+        9,
+    ),
+    # Whose limit it is.
+    (limited(x_ratelimit_scope="upstream", retry_after="9"), WAIT(9), 9),
+    (limited(x_ratelimit_scope="upstream"), WAIT(1.5), 1.5),
+    (Status(429, "Burst limit exceeded"), WAIT(3), 3),
+    (Status(429, "too many concurrent requests"), WAIT(3), 3),
+    (Status(429, "burst", headers={"retry-after": "9"}), WAIT(9), 9),
+    # Failures.
+    *(
+        (Status(status), RECONNECT, 2)
+        for status in (408, 409, 500, 502, 503, 504, *range(520, 525), 529)
+    ),
+    *((Status(502, dialect=dialect), RECONNECT, 2) for dialect in DIALECTS),
+    *((fault, RECONNECT, 2) for fault in should(SHOULD_RETRY, 400, 403, 404, 413, 422, 501)),
+    (Status(200, body={"error": {"code": 503, "message": "busy"}}), RECONNECT, 2),
+    (Cut(), RECONNECT, 2),
+    (Reset(), RECONNECT, 2),
+    (EmptyStream(), RECONNECT, 2),
 ]
 
-IN_STREAM: list[tuple[Fault, str, float, float]] = [
-    (Cut(), "reconnect", 0, 0),
-    (Reset(), "reconnect", 0, 0),
-    (EarlyDone(done=False), "reconnect", 0, 0),
-    (EarlyDone(finish_reason="error"), "reconnect", 1.5, 2.0),
-    (ErrorFrame("rate_limit_error"), "limit", 1.125, 1.5),
+IN_THE_STREAM: list[tuple[Fault, RateLimited | Paused, float]] = [
+    (Cut(), RECONNECT, 0),
+    (Reset(), RECONNECT, 0),
+    (EarlyDone(done=False), RECONNECT, 0),
+    (EarlyDone(finish_reason="error"), RECONNECT, 2),
+    (EarlyDone(finish_reason="error", done=False), RECONNECT, 2),
+    (ErrorFrame("rate_limit_error"), WAIT(1.5), 1.5),
+    (ErrorFrame("rate_limit_error", "too many concurrent requests"), WAIT(3), 3),
+    (ErrorFrame("rate_limit_error", dialect="openrouter"), WAIT(1.5), 1.5),
+    (ErrorFrame(data={"error": {"code": 429, "retry_after": 9}}), WAIT(9), 9),
     *(
-        (ErrorFrame(type_, done=done), "reconnect", 1.5, 2.0)
-        for type_, done in product(
-            ("provider_error", "capacity_error", "timeout_error", "stream_error"), (True, False)
+        (ErrorFrame(type_, done=done, dialect=dialect), RECONNECT, 2)
+        for type_ in (
+            "provider_error",
+            "capacity_error",
+            "timeout_error",
+            "stream_error",
+            "stream_timeout",
+            "empty_stream_error",
         )
+        for done in (True, False)
+        for dialect in FRAME_DIALECTS
     ),
-    (ErrorFrame("provider_error", dialect="openrouter"), "reconnect", 1.5, 2.0),
+    (ErrorFrame(data={"type": "error", "error": {"type": "overloaded_error"}}), RECONNECT, 2),
+    (ErrorFrame(data={"error": "something broke"}), RECONNECT, 2),
 ]
 
 
 @pytest.mark.parametrize(
-    ("fault", "token", "expected"),
+    ("fault", "token", "announced", "seconds"),
     [
-        *((fault, None, expected) for fault, *expected in HEADLESS),
-        *((fault, 5, expected) for fault, *expected in IN_STREAM),
+        *((fault, None, *row) for fault, *row in IN_PLACE_OF_A_REPLY),
+        *((fault, 5, *row) for fault, *row in IN_THE_STREAM),
     ],
 )
 async def test_a_passing_failure_is_announced_waited_for_and_the_reply_goes_on(
     autojump_clock: MockClock,
     fault: Fault,
     token: int | None,
-    expected: tuple[str, float, float],
+    announced: RateLimited | Paused,
+    seconds: float,
 ) -> None:
-    kind, least, most = expected
     fake = FakeGateway()
     fake.fault(fault, token=token)
-    told = await told_of(fake)
-    assert told.error is None
-    assert told.text == fake.intended(BODY)
-    (paused, resumed, finished) = told.happened
-    if kind == "limit":
-        assert isinstance(paused, RateLimited)
-        assert least <= paused.wait <= most
-    else:
-        assert paused == Paused("reconnect")
-    assert (resumed, type(finished)) == (Resumed(), Finished)
-    assert least <= told.seconds <= most
-    assert told.reply.timing.paused == told.seconds
+    waits = Waits()
+    told = await told_of(fake, on_event=waits)
+    assert (told.error, told.text) == (None, fake.intended(BODY))
+    assert waits.told == [(0, announced)]  # before the wait begins
+    assert told.happened[:-1] == [announced, Resumed()]
+    assert isinstance(told.events[-1], Finished)
+    assert (told.seconds, told.reply.timing.paused) == (seconds, seconds)
     assert (len(fake.requests), fake.refreshes) == (2, 0)
 
 
-async def test_the_announced_wait_is_the_wait(autojump_clock: MockClock) -> None:
-    fake = FakeGateway()
-    fake.fault(Status(429, headers={"retry-after": "30"}), times=2)
-    told = await told_of(fake)
-    waits = [event.wait for event in told.events if isinstance(event, RateLimited)]
-    assert len(waits) == 2
-    assert told.seconds == pytest.approx(sum(waits))
+# What needs another key is refreshed
 
 
 @pytest.mark.parametrize(
-    ("fault", "error_class", "status"),
+    "fault",
     [
-        (Status(400), BadRequestError, 400),
-        (Status(402), PaymentRequiredError, 402),
-        (Status(403), PermissionDeniedError, 403),
-        (Status(404), NotFoundError, 404),
-        (Status(413), BadRequestError, 413),
-        (Status(422), BadRequestError, 422),
-        (Status(429, code="insufficient_quota", dialect="openai"), PaymentRequiredError, 429),
-        (Status(429, headers={"retry-after": "121"}), RateLimitError, 429),
-        (Status(503, headers={"x-should-retry": "false"}), InternalServerError, 503),
-        (Status(200, body="<html>Welcome</html>"), ProtocolError, 200),
-        (Status(200, body={"hello": "world"}), ProtocolError, None),
-        (Status(200, body=b""), ProtocolError, 200),
+        *(Status(401, dialect=dialect) for dialect in DIALECTS),
+        Status(401, headers={"retry-after": "60"}),
+        Status(401, headers=SHOULD_RETRY),
+        Status(401, headers=SHOULD_NOT_RETRY),
+        Status(401, type="expired_key", dialect="litellm"),
+        Status(401, type="token_not_found_in_db", dialect="litellm"),
+        Status(400, code="invalid_api_key", dialect="openai"),
+        Status(500, type="auth_error", dialect="litellm"),
+        Status(500, "Failed to get chat stats: 401: Invalid API key", dialect="detail"),
+        Status(500, "Failed to get chat stats: 401: API key is required"),
     ],
 )
-async def test_what_no_retry_can_help_is_raised_at_once(
-    autojump_clock: MockClock, fault: Fault, error_class: type[GatewayError], status: int | None
+async def test_a_rejected_key_is_announced_refreshed_once_and_the_reply_goes_on(
+    autojump_clock: MockClock, fault: Fault
 ) -> None:
     fake = FakeGateway()
     fake.fault(fault)
+    waits = Waits()
+
+    async def refresh(_: Key | None) -> str:
+        fake.refreshes += 1
+        await trio.sleep(5)
+        return fake.rotate()
+
+    told = await told_of(fake, refresh=refresh, on_event=waits)
+    assert (told.error, told.text) == (None, fake.intended(BODY))
+    assert waits.told == [(0, Paused("refresh"))]
+    assert told.happened[:-1] == [Paused("refresh"), Resumed()]
+    assert (told.seconds, told.reply.timing.paused) == (5, 5)
+    assert (len(fake.requests), fake.refreshes) == (2, 1)
+
+
+# The rest is raised
+
+RAISED: list[tuple[Fault, type[GatewayError], int | None]] = [
+    (Status(302, headers={"location": "/login"}), BadRequestError, 302),
+    (Status(400), BadRequestError, 400),
+    (Status(402), PaymentRequiredError, 402),
+    (Status(402, headers=SHOULD_RETRY), PaymentRequiredError, 402),
+    *((Status(403, dialect=d), PermissionDeniedError, 403) for d in DIALECTS),
+    (Status(403, type="auth_error", dialect="litellm"), PermissionDeniedError, 403),
+    (Status(404), NotFoundError, 404),
+    (Status(404, dialect="html"), NotFoundError, 404),
+    (Status(405), BadRequestError, 405),
+    (Status(413), BadRequestError, 413),
+    (Status(413, dialect="html"), BadRequestError, 413),
+    (Status(422), BadRequestError, 422),
+    (Status(422, body={"detail": [{"msg": "Field required"}]}), BadRequestError, 422),
+    (Status(501), InternalServerError, 501),
+    (Status(401, code=GUEST), AuthenticationError, 401),
+    (Status(401, code=GUEST, dialect="openai"), AuthenticationError, 401),
+    (Status(401, code=GUEST, headers=SHOULD_RETRY), AuthenticationError, 401),
+    *(
+        (Status(429, code=code, dialect="openai", headers=headers), PaymentRequiredError, 429)
+        for code, headers in product(
+            ("insufficient_quota", "DAILY_QUOTA_EXCEEDED", "plan_limit_exceeded"),
+            ({"retry-after": "1"}, SHOULD_RETRY),
+        )
+    ),
+    (Status(400, type="budget_exceeded", dialect="litellm"), PaymentRequiredError, 400),
+    (limited(retry_after="121"), RateLimitError, 429),
+    (limited(retry_after_ms="120001"), RateLimitError, 429),
+    (limited(retry_after=formatdate(NOW + 121, usegmt=True)), RateLimitError, 429),
+    (limited(x_ratelimit_reset_requests=reset(121)), RateLimitError, 429),
+    (limited(retry_after="121", x_ratelimit_scope="upstream"), RateLimitError, 429),
+    (Status(503, headers={"retry-after": "121"}), InternalServerError, 503),
+    *((fault, RateLimitError, 429) for fault in should(SHOULD_NOT_RETRY, 429)),
+    *((fault, BadRequestError, fault.status) for fault in should(SHOULD_NOT_RETRY, 408, 409)),
+    *(
+        (fault, InternalServerError, fault.status)
+        for fault in should(SHOULD_NOT_RETRY, 500, 502, 503, 504, 520, 529)
+    ),
+    (Status(200, dialect="html"), ProtocolError, 200),
+    (Status(200, body={"hello": "world"}), ProtocolError, None),
+    (Status(200, body=b""), ProtocolError, 200),
+    (Status(200, body={"error": {"code": 402}}), PaymentRequiredError, 402),
+]
+
+RAISED_IN_THE_STREAM: list[tuple[Fault, type[GatewayError], int | None]] = [
+    (ErrorFrame("plan_limit_exceeded"), PaymentRequiredError, 429),
+    (ErrorFrame("not_found_error"), NotFoundError, 404),
+    (ErrorFrame("auth_error", status=403), PermissionDeniedError, 403),
+    (ErrorFrame("auth_error", code=GUEST), AuthenticationError, 401),
+    (ErrorFrame("provider_error", status=401), InternalServerError, 401),
+    (ErrorFrame("provider_error", status=400), BadRequestError, 400),
+    (ErrorFrame(code=402, dialect="openrouter"), PaymentRequiredError, 402),
+    (ErrorFrame(code=403, dialect="openrouter"), PermissionDeniedError, 403),
+    (ErrorFrame(data={"error": {"code": 429, "retry_after": 121}}), RateLimitError, 429),
+    (ErrorFrame(data=b"<html>"), ProtocolError, None),
+]
+
+
+@pytest.mark.parametrize(
+    ("fault", "token", "error_class", "status"),
+    [
+        *((fault, None, *row) for fault, *row in RAISED),
+        *((fault, 5, *row) for fault, *row in RAISED_IN_THE_STREAM),
+    ],
+)
+async def test_what_no_retry_and_no_key_can_help_is_raised_at_once(
+    autojump_clock: MockClock,
+    fault: Fault,
+    token: int | None,
+    error_class: type[GatewayError],
+    status: int | None,
+) -> None:
+    fake = FakeGateway()
+    fake.fault(fault, token=token)
     told = await told_of(fake)
     assert type(told.error) is error_class
     assert isinstance(told.error, GatewayError)
     assert told.error.status == status
-    assert (told.seconds, told.events, len(fake.requests)) == (0, [], 1)
+    assert told.error.partial == told.text
+    assert sum(bool(delta.text) for delta in deltas_of(told)) == (token or 0)
+    assert (told.seconds, told.happened) == (0, [])
+    assert (len(fake.requests), fake.refreshes) == (1, 0)
+
+
+async def test_a_page_of_a_proxy_in_place_of_the_second_answer_keeps_the_text_so_far(
+    autojump_clock: MockClock,
+) -> None:
+    fake = FakeGateway()
+    fake.fault(Cut(), token=5)
+    fake.fault(Status(200, dialect="html"), request=2)
+    told = await told_of(fake)
+    assert type(told.error) is ProtocolError
+    assert told.error.partial == told.text
+    assert len(told.text) > 0
+
+
+# Again and again: the budget is of the whole reply
+
+
+@pytest.mark.parametrize(
+    ("fault", "token", "waits"),
+    [
+        (Status(503), None, [2, 4, 8, 16, 30, 30, 30]),
+        (Cut(), None, [2, 4, 8, 16, 30, 30, 30]),
+        (Status(429), None, [1.5, 3, 6, 12, 15, 15, 15]),
+        (Status(429, "burst"), None, [3, 6, 12, 24, 30, 30, 30]),
+        (limited(retry_after="9"), None, [9, 9, 9, 12, 15, 15, 15]),
+        (limited(x_ratelimit_scope="upstream", retry_after="9"), None, [9]),
+        (limited(x_ratelimit_scope="upstream"), None, [1.5]),
+        (Cut(), 5, [0, 2, 4, 8, 16, 30, 30]),
+        (ErrorFrame("provider_error"), 5, [2, 4, 8, 16, 30, 30, 30]),
+        (ErrorFrame("rate_limit_error"), 5, [1.5, 3, 6, 12, 15, 15, 15]),
+    ],
+)
+async def test_what_does_not_pass_is_tried_seven_times_more_with_growing_waits(
+    autojump_clock: MockClock, fault: Fault, token: int | None, waits: list[float]
+) -> None:
+    fake = FakeGateway()
+    fake.fault(fault, token=token, times=None)
+    told_waits = Waits()
+    told = await told_of(fake, on_event=told_waits)
+    assert isinstance(told.error, GatewayError)
+    assert told.error.partial == told.text
+    starts = [sum(waits[:n]) for n in range(len(waits))]
+    assert [when for when, _ in told_waits.told] == starts
+    for (_, event), seconds in zip(told_waits.told, waits, strict=True):
+        assert event in (Paused("reconnect"), RateLimited(seconds))
+    assert told.seconds == sum(waits)
+    assert (len(fake.requests), fake.refreshes) == (1 + len(waits), 0)
+    assert [attempt.started for attempt in told.reply.attempts] == [*starts, told.seconds]
+
+
+async def test_progress_gives_no_retries_back(autojump_clock: MockClock) -> None:
+    """Each attempt breaks a token later than the one before; the fourth is one too many."""
+    fake = FakeGateway()
+    for attempt in range(1, 10):
+        fake.fault(Cut(), request=attempt, token=attempt)
+    told = await told_of(fake, retry=RetryPolicy(max_retries=3))
+    assert type(told.error) is StreamInterrupted
+    assert sum(bool(delta.text) for delta in deltas_of(told)) == 4
+    assert (told.seconds, len(fake.requests)) == (0 + 2 + 4, 4)
+
+
+async def test_each_kind_of_failure_waits_by_its_own_row_but_all_have_one_budget(
+    autojump_clock: MockClock,
+) -> None:
+    fake = FakeGateway()
+    faults: list[tuple[Fault, int | None]] = [
+        (Status(429), None),  # 1.5
+        (Status(503), None),  # 2
+        (Cut(), 2),  # 0
+        (Status(429), None),  # 3
+        (ErrorFrame("rate_limit_error"), 4),  # 6
+        (Status(429, "burst"), None),  # 3
+        (ErrorFrame("capacity_error"), 6),  # 4
+        (Status(502), None),  # raised
+    ]
+    for request, (fault, token) in enumerate(faults, 1):
+        fake.fault(fault, request=request, token=token)
+    waits = Waits()
+    told = await told_of(fake, on_event=waits)
+    assert isinstance(told.error, InternalServerError)
+    assert told.error.partial == told.text
+    assert [when for when, _ in waits.told] == [0, 1.5, 3.5, 3.5, 6.5, 12.5, 15.5]
+    assert told.seconds == 19.5
+    assert len(fake.requests) == 8
+
+
+async def test_refreshes_cost_no_retries(autojump_clock: MockClock) -> None:
+    fake = FakeGateway()
+    fake.fault(Status(503), request=1)
+    fake.fault(Status(401), request=2)
+    fake.fault(ErrorFrame("auth_error"), request=3, token=3)
+    fake.fault(Status(401), request=4)
+    fake.fault(Status(503), request=5)
+
+    async def refresh(_: Key | None) -> str:
+        fake.refreshes += 1
+        return fake.rotate()
+
+    told = await told_of(fake, refresh=refresh, retry=RetryPolicy(max_retries=2))
+    assert (told.error, told.text) == (None, fake.intended(BODY))
+    assert told.happened[:-1] == [
+        Paused("reconnect"),
+        Paused("refresh"),
+        Resumed(),
+        Paused("reconnect"),
+        Paused("refresh"),
+        Paused("reconnect"),
+        Resumed(),
+    ]
+    assert (len(fake.requests), fake.refreshes) == (6, 2)
+
+
+async def test_a_401_after_the_wait_for_a_limit_is_refreshed_in_the_same_pause(
+    autojump_clock: MockClock,
+) -> None:
+    """The key may die while a retry waits."""
+    fake = FakeGateway(auth_latency=5)
+    fake.fault(limited(retry_after="30"))
+
+    waits = Waits()
+
+    def on_event(told: Told) -> None:
+        waits(told)
+        if isinstance(told.events[-1], RateLimited):
+            fake.expire()
+
+    told = await told_of(fake, on_event=on_event)
+    assert (told.error, told.text) == (None, fake.intended(BODY))
+    assert waits.told == [(0, RateLimited(30)), (30, Paused("refresh"))]
+    assert told.happened.count(Resumed()) == 1
+    assert (told.seconds, told.reply.timing.paused) == (35, 35)
+    assert (len(fake.requests), fake.refreshes) == (3, 1)
+
+
+async def test_restarts_do_not_make_auth_errors_endless(autojump_clock: MockClock) -> None:
+    """Each sampled answer is new text, but none of them is progress."""
+    fake = FakeGateway(answer=lambda _, attempt: [f"{attempt}:", " a", " b", " c"])
+    fake.fault(ErrorFrame("auth_error"), token=3, times=None)
+
+    async def refresh(_: Key | None) -> str:
+        return fake.rotate()
+
+    told = await told_of(fake, refresh=refresh, resume=RESTART)
+    assert isinstance(told.error, AuthenticationError)
+    assert told.error.partial == told.text
+    assert len(fake.requests) <= 7
+
+
+@pytest.mark.parametrize(
+    ("fault", "seconds"),
+    [
+        (limited(retry_after="30"), 33.75),
+        (Status(503, headers={"retry-after": "30"}), 33.75),
+        (limited(x_ratelimit_reset_requests=reset(30)), 33.75),
+        (Status(429), 1.3125),
+        (Status(503), 1.75),
+    ],
+)
+async def test_jitter_makes_our_own_waits_shorter_and_those_of_the_server_longer(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, fault: Fault, seconds: float
+) -> None:
+    monkeypatch.setattr(random, "random", lambda: 0.5)
+    fake = FakeGateway()
+    fake.fault(fault)
+    told = await told_of(fake)
+    assert told.seconds == seconds
+    assert told.happened[0] in (RateLimited(seconds), Paused("reconnect"))
+
+
+# Every wait can be cancelled
+
+
+async def never(_: Key | None) -> str:
+    await trio.sleep_forever()
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("fault", "token"),
+    [
+        pytest.param(limited(retry_after="60"), None, id="a limit"),
+        pytest.param(Status(503, headers={"retry-after": "60"}), None, id="a failure"),
+        pytest.param(ErrorFrame(data={"error": {"retry_after": 60}}), 5, id="an error frame"),
+        pytest.param(Status(401), None, id="a refresh"),
+        pytest.param(Stall(), None, id="the first token"),
+        pytest.param(Stall(), 0, id="the first token after the head"),
+        pytest.param(Stall(), 5, id="the next token"),
+        pytest.param(Drip(10), None, id="the head"),
+        pytest.param(Drip(10), 5, id="the rest of an event"),
+    ],
+)
+async def test_every_wait_can_be_cancelled_and_nothing_is_asked_for_after_it(
+    autojump_clock: MockClock, fault: Fault, token: int | None
+) -> None:
+    fake = FakeGateway()
+    fake.fault(fault, token=token, times=None)
+    async with open_over(fake, refresh=never) as gateway:
+        with trio.move_on_after(1) as scope:
+            await tell(gateway)
+        assert (scope.cancelled_caught, trio.current_time()) == (True, 1)
+        await trio.sleep(1000)
+        assert (len(fake.requests), fake.open_streams) == (1, 0)
+    assert trio.current_time() == 1001
+
+
+async def test_the_wait_for_the_first_key_is_announced(autojump_clock: MockClock) -> None:
+    fake = FakeGateway(auth_latency=25)
+    waits = Waits()
+    async with open_over(fake, store=MemoryKeyStore()) as gateway:
+        told = await tell(gateway, on_event=waits)
+    assert (told.error, told.text) == (None, fake.intended(BODY))
+    assert waits.told == [(0, Paused("refresh"))]
+    assert told.happened[:-1] == [Paused("refresh"), Resumed()]
+
+
+# Errors name what they are about
 
 
 async def test_an_unknown_model_is_named_with_the_gateway(autojump_clock: MockClock) -> None:
@@ -258,90 +663,6 @@ async def test_over_tcp_a_reset_connection_is_taken_up_again() -> None:
     ):
         told = await tell(gateway)
     assert (told.error, told.text) == (None, fake.intended(BODY))
-
-
-# Timeouts
-
-
-@pytest.mark.parametrize(
-    ("token", "timeouts", "words", "seconds"),
-    [
-        (None, Timeouts(first_token=10), "no first token came within 10 s", 10),
-        (0, Timeouts(first_token=10), "no first token came within 10 s", 10),
-        (5, Timeouts(between_tokens=20), "no next token came within 20 s", 20),
-        (None, Timeouts.interactive(), "no first token came within 10 s", 10),
-        (5, Timeouts.interactive(), "no next token came within 30 s", 30),
-        (None, Timeouts(), "no first token came within 300 s", 300),
-        (5, Timeouts(), "no next token came within 120 s", 120),
-    ],
-)
-async def test_a_stall_says_which_timeout_passed_and_is_retried_once(
-    autojump_clock: MockClock, token: int | None, timeouts: Timeouts, words: str, seconds: float
-) -> None:
-    fake = FakeGateway()
-    fake.fault(Stall(), token=token, times=None)
-    told = await told_of(fake, timeouts=timeouts)
-    assert type(told.error) is StreamTimeout
-    assert str(told.error) == words
-    assert told.error.partial == told.text
-    assert (told.seconds, len(fake.requests)) == (2 * seconds, 2)
-    assert told.happened == [Paused("reconnect")]
-
-
-async def test_a_reply_that_stalls_once_is_whole(autojump_clock: MockClock) -> None:
-    fake = FakeGateway()
-    fake.fault(Stall(), token=5)
-    told = await told_of(fake)
-    assert (told.error, told.text, told.seconds) == (None, fake.intended(BODY), 120)
-
-
-async def test_the_total_timeout_spans_all_attempts_and_is_not_retried(
-    autojump_clock: MockClock,
-) -> None:
-    fake = FakeGateway(token_interval=3.0, tokens=100)
-    fake.fault(Cut(), token=4)  # after 12 s (the first token comes at once)
-    told = await told_of(fake, timeouts=Timeouts(total=20))
-    assert type(told.error) is StreamTimeout
-    assert str(told.error) == "the reply was not complete after 20 s"
-    assert not told.error.retryable
-    assert (told.seconds, len(fake.requests)) == (20, 2)
-
-
-async def test_a_wait_for_a_limit_counts_for_no_timeout(autojump_clock: MockClock) -> None:
-    fake = FakeGateway()
-    fake.fault(Status(429, headers={"retry-after": "60"}))
-    told = await told_of(fake, timeouts=Timeouts(first_token=1, between_tokens=1, total=2))
-    assert told.error is None
-    assert told.seconds >= 60
-
-
-@pytest.mark.parametrize("sign_of_life", [Comment("ping"), Warning_()])
-async def test_any_bytes_are_a_sign_of_life(autojump_clock: MockClock, sign_of_life: Fault) -> None:
-    fake = FakeGateway(tokens=3)
-    for _ in range(5):
-        fake.fault(Stall(25), token=2)
-        fake.fault(sign_of_life, token=2)
-    told = await told_of(fake, timeouts=Timeouts.interactive())
-    assert (told.error, told.text, told.seconds) == (None, fake.intended(BODY), 125)
-
-
-async def test_a_slow_drip_is_no_timeout(autojump_clock: MockClock) -> None:
-    fake = FakeGateway(tokens=2)
-    fake.fault(Drip(1.0))
-    told = await told_of(fake, timeouts=Timeouts.interactive())
-    assert (told.error, told.text) == (None, fake.intended(BODY))
-
-
-async def test_a_slow_reader_is_no_timeout(autojump_clock: MockClock) -> None:
-    fake = FakeGateway(answer=lambda _, __: ["x" * 10_000] * 100)
-    async with (
-        open_over(fake, timeouts=Timeouts.interactive()) as gateway,
-        gateway.stream(BODY) as reply,
-    ):
-        async for _ in reply:
-            await trio.sleep(20)
-    assert reply.text == "x" * 1_000_000
-    assert len(fake.requests) == 1
 
 
 # What is whole, and what is not

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from email.utils import formatdate
 
 import pytest
@@ -159,6 +160,7 @@ def test_a_200_whose_body_is_an_error_is_that_error() -> None:
     assert type(error) is RateLimitError
     assert (error.status, error.retryable, error.hints.retry_after) == (429, True, 3.0)
     assert response(200, {"error": {"type": "provider_error"}}).retryable
+    assert type(response(200, {"type": "error", "message": "m"})) is InternalServerError
 
 
 # By what the body says.
@@ -206,6 +208,15 @@ def test_a_200_whose_body_is_an_error_is_that_error() -> None:
                 "Not authenticated",
                 "Unauthorized",
             )
+        ),
+        pytest.param(
+            403,
+            {"error": {"code": "insufficient_quota"}},
+            PaymentRequiredError,
+            id="a 403 for money",
+        ),
+        pytest.param(
+            502, {"detail": "401: Invalid API key"}, InternalServerError, id="a 401 behind a 502"
         ),
         pytest.param(
             500,
@@ -498,6 +509,20 @@ def test_when_to_try_again_is_read_from_headers(
     headers: dict[str, str], seconds: float | None
 ) -> None:
     assert response(429, b"", headers).hints.retry_after == pytest.approx(seconds)  # pyright: ignore[reportUnknownMemberType]
+
+
+def test_a_date_without_a_zone_is_of_utc_and_not_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """RFC 9110 section 5.6.7: an HTTP date is in UTC."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        error = response(503, b"", {"retry-after": "Fri, 15 Jan 2027 08:00:30 -0000"})
+        assert error.hints.retry_after == 30.0
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize(

@@ -384,6 +384,19 @@ def test_jitter_spreads_a_wait_by_a_quarter_at_most(error: GatewayError, jitter:
         assert spread.seconds <= max(plain.seconds, 1.25 * asked)
 
 
+def test_jitter_makes_our_own_waits_shorter_and_those_of_the_server_longer() -> None:
+    history = RetryHistory()
+    for error, seconds in (
+        (response(503), 1.75),
+        (response(429), 1.3125),
+        (response(503, retry_after="8"), 9.0),
+        (response(429, x_ratelimit_scope="upstream", retry_after="8"), 9.0),
+    ):
+        decision = decide(error, history=history, policy=RetryPolicy(), jitter=0.5)
+        assert isinstance(decision, Wait)
+        assert decision.seconds == seconds
+
+
 # The table itself.
 
 

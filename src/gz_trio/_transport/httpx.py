@@ -78,7 +78,7 @@ class HttpxTransport:
         lane = self._choose_lane()
         lane.active += 1
         try:
-            with self.errors_mapped(request.url):
+            with self.errors_mapped(request.url, request.connect_timeout):
                 built = lane.client.build_request(
                     request.method,
                     request.url,
@@ -97,13 +97,17 @@ class HttpxTransport:
         return HttpxResponse(response, self, lane)
 
     @contextmanager
-    def errors_mapped(self, url: str) -> Generator[None]:
+    def errors_mapped(self, url: str, connect_timeout: float | None = None) -> Generator[None]:
         httpx_errors = self.module
         try:
             yield
         except self._unreachable as error:
+            within = ""
+            if isinstance(error, httpx_errors.ConnectTimeout) and connect_timeout is not None:
+                within = f" within {connect_timeout:g} s"
             raise APIConnectionError(
-                f"no connection to {origin_of(url)}: is the gateway up, and the base URL right?"
+                f"no connection to {origin_of(url)}{within}: is the gateway up, and the base URL "
+                "right?"
             ) from error
         except (httpx_errors.LocalProtocolError, httpx_errors.UnsupportedProtocol):
             # Not chained: httpx quotes the header that it cannot send, and that may be the key's.
