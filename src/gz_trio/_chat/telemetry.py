@@ -98,7 +98,7 @@ class ReplyTelemetry:
         }
         where = {name: self._labels[name] for name in ("server.address", "server.port")}
         span = Span("gz_trio.attempt", {**where, **about}, parent=self._span, client=True)
-        told = self._attempt = _Attempt(span, attempt, about)
+        told = self._attempt = _Attempt(span, about)
         message = "attempt %d begins"
         self._log(logging.DEBUG, "gz_trio.attempt.started", about, message, self._attempts)
         raised: BaseException | None = None
@@ -109,8 +109,29 @@ class ReplyTelemetry:
             raised = error
             raise
         finally:
-            left = raised is not None and not isinstance(raised, Exception)
-            self._end_attempt(told, None if left else raised, left=left)
+            self._attempt = None
+            self._tell_attempt(told, attempt, raised)
+
+    def _tell_attempt(self, told: _Attempt, attempt: Attempt, raised: BaseException | None) -> None:
+        about = told.about
+        error = attempt.cause or (raised if isinstance(raised, Exception) else None)
+        # Whoever leaves behind the end of the reply has missed nothing.
+        left = raised is not None and not self._ended
+        outcome = "failed" if error is not None else "left" if left else "complete"
+        about["gz_trio.outcome"] = outcome
+        about["gz_trio.attempt.tokens"] = attempt.tokens
+        if attempt.resumed_by is not None:
+            about["gz_trio.attempt.resumed_by"] = attempt.resumed_by
+            about["gz_trio.attempt.repeated"] = attempt.repeated
+        told.span.set(about)
+        told.span.end(error)
+        event, number = "gz_trio.attempt.ended", about["gz_trio.attempt.number"]
+        if error is None:
+            self._log(logging.DEBUG, event, about, "attempt %d: %s", number, outcome)
+        else:
+            why = telemetry.error_type(error)
+            fields = {**about, "error.type": why}
+            self._log(logging.INFO, event, fields, "attempt %d failed: %s", number, why)
 
     def headers(self) -> dict[str, str]:
         """What the attempt's request carries beside its own headers, so that traces join."""
@@ -184,8 +205,6 @@ class ReplyTelemetry:
         outcome = "complete" if error is None else "failed"
         if isinstance(error, trio.ClosedResourceError):
             error, outcome = None, "left"
-        if self._attempt is not None:
-            self._end_attempt(self._attempt, error, left=outcome == "left")
         self._end_pause()
         told: dict[str, str | int | float | Sequence[str]] = {
             "gz_trio.outcome": outcome,
@@ -236,28 +255,6 @@ class ReplyTelemetry:
         message = "failed after %.3f s, attempts: %d: %s"
         self._log(level, event, {**told, **_failure(error)}, message, *values, why)
 
-    def _end_attempt(self, told: _Attempt, raised: BaseException | None, *, left: bool) -> None:
-        if self._attempt is not told:
-            return  # The reply's end was the attempt's.
-        self._attempt = None
-        attempt = told.attempt
-        error = attempt.cause or raised
-        outcome = "failed" if error is not None else "left" if left else "complete"
-        told.about["gz_trio.outcome"] = outcome
-        told.about["gz_trio.attempt.tokens"] = attempt.tokens
-        if attempt.resumed_by is not None:
-            told.about["gz_trio.attempt.resumed_by"] = attempt.resumed_by
-            told.about["gz_trio.attempt.repeated"] = attempt.repeated
-        told.span.set(told.about)
-        told.span.end(error)
-        event, number = "gz_trio.attempt.ended", told.about["gz_trio.attempt.number"]
-        if error is None:
-            self._log(logging.DEBUG, event, told.about, "attempt %d: %s", number, outcome)
-        else:
-            fields = {**told.about, **_failure(error)}
-            why = fields["error.type"]
-            self._log(logging.INFO, event, fields, "attempt %d failed: %s", number, why)
-
     def _end_pause(self) -> float:
         """How long the reply was paused until now, in seconds."""
         if self._pause is None:
@@ -277,10 +274,9 @@ class ReplyTelemetry:
 
 @dataclass(slots=True)
 class _Attempt:
-    """The attempt under way: its span, the reply's own record, and what is known of it."""
+    """The attempt under way: its span, and what is known of it."""
 
     span: Span
-    attempt: Attempt
     about: dict[str, str | int]
 
 
