@@ -21,9 +21,11 @@ from .._transport.httpx import open_httpx_transport, origin_of
 from .._transport.interface import Request, Transport
 from .buffer import EventBuffer
 from .history import History
+from .history_calls import HistoryCalls
 from .receiving import Receiver, ReplySettings
 from .remembering import Remembering, open_remembering
 from .reply import Reply
+from .saving import Saver
 from .session import Session
 
 KeyHeader = Literal["Authorization", "x-api-key", "api-key"]
@@ -63,7 +65,7 @@ class Gateway:
         }
         self._settings = settings
         self._now = now
-        self._history = History(
+        self._history_calls = HistoryCalls(
             transport,
             authenticator,
             origin=self._origin,
@@ -72,6 +74,8 @@ class Gateway:
             timeouts=settings.timeouts,
             now=now,
         )
+        self._saver = Saver(now)
+        self._history = History(self._history_calls, self._saver)
 
     def __repr__(self) -> str:
         return f"<Gateway {self._base_url}>"
@@ -132,7 +136,7 @@ class Gateway:
                     past = await self._history.get(session_id)
                     so_far += [{"role": m.role, "content": m.content} for m in past.messages]
                 remembering = await stack.enter_async_context(
-                    open_remembering(self._history, model, session_id)
+                    open_remembering(self._history_calls, self._saver, model, session_id)
                 )
             yield Session(self, model, so_far, extra_body, remembering)
 

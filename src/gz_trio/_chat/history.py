@@ -2,73 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import uuid
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from functools import partial
-from math import inf
-from typing import TypeVar
-from urllib.parse import quote, urlencode
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlencode
 
-import msgspec
-import trio
-
-from .._auth.authenticator import Authenticator
-from .._protocol.errors import (
-    AuthenticationError,
-    GatewayError,
-    InternalServerError,
-    NotFoundError,
-    StreamTimeout,
-    error_from_response,
-)
-from .._protocol.events import Paused, RateLimited
+from .._protocol.errors import GatewayError, NotFoundError
 from .._protocol.history import (
     HistoryFeedback,
     HistoryMessage,
     HistorySession,
     HistoryStats,
     Outbox,
-    Stored,
     acknowledged,
-    batch_saved_from,
     feedback_from,
     feedbacks_from,
-    may_have_been_done,
-    message_from,
-    message_to_send,
     save_error,
-    saved_from,
     session_from,
     sessions_from,
     stats_from,
 )
-from .._protocol.settings import RetryPolicy, Timeouts
-from .._transport.interface import Request, Transport
-from .bodies import read_body, read_error_body
-from .recovering import Recovering
-
-MAX_SESSIONS = 10_000
-"""Of so many sessions it is kept what is known to be stored in them: those used last."""
-
-LOOK_BACK = 100
-"""So many of the newest sessions and feedbacks are looked through for one that was lost."""
-
-_MILLISECOND = timedelta(milliseconds=1)
-
-_T = TypeVar("_T")
-_log = logging.getLogger("gz_trio.history")
-
-
-@dataclass(slots=True)
-class _Saving:
-    """Saves to one session go one after another: a message's place is where it was saved."""
-
-    stored: Stored
-    lock: trio.Lock = field(default_factory=trio.Lock)
+from .history_calls import HistoryCalls, path_of
+from .saving import LOOK_BACK, Saver
 
 
 class History:
@@ -96,30 +50,12 @@ class History:
     A story ['Hello']
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        authenticator: Authenticator,
-        *,
-        origin: str,
-        make_request: Callable[..., Request],
-        retry: RetryPolicy,
-        timeouts: Timeouts,
-        now: Callable[[], float],
-    ) -> None:
-        self._transport = transport
-        self._authenticator = authenticator
-        self._origin = origin
-        self._make_request = make_request
-        self._retry = retry
-        self._timeouts = timeouts
-        self._now = now
-        self._last_stamp = datetime.min.replace(tzinfo=UTC)
-        self._creating: Counter[tuple[str, str]] = Counter()
-        self._savings: OrderedDict[str, _Saving] = OrderedDict()
+    def __init__(self, calls: HistoryCalls, saver: Saver) -> None:
+        self._calls = calls
+        self._saver = saver
 
     def __repr__(self) -> str:
-        return f"<History of {self._origin}>"
+        return f"<History of {self._calls.origin}>"
 
     # Sessions
 
@@ -131,7 +67,7 @@ class History:
             offset: How many to leave out before them.
         """
         path = f"/sessions?{urlencode({'limit': limit, 'offset': offset})}"
-        return await self._call().ask("GET", path, sessions_from)
+        return await self._calls.begin().ask("GET", path, sessions_from)
 
     async def create(self, title: str, model: str) -> HistorySession:
         """Begin a session.
@@ -143,12 +79,12 @@ class History:
             title: What a list of chats shows.
             model: The model that it is held with.
         """
-        return await self._create(self._call(), title, model)
+        return await self._saver.create(self._calls.begin(), title, model)
 
     async def get(self, session_id: int | str) -> HistorySession:
         """One session, with its messages."""
-        session = await self._call().ask("GET", _path_of(session_id), session_from)
-        self._remember(session)
+        session = await self._calls.begin().ask("GET", path_of(session_id), session_from)
+        self._saver.read(session)
         return session
 
     async def update(
@@ -167,17 +103,17 @@ class History:
         changes = {k: v for k, v in (("title", title), ("model", model)) if v is not None}
         if not changes:
             raise ValueError("nothing to change: give a title or a model")
-        return await self._call().ask("PUT", _path_of(session_id), session_from, changes)
+        return await self._calls.begin().ask("PUT", path_of(session_id), session_from, changes)
 
-    async def delete(self, session_id: int | str) -> None:
+    async def delete(self, session_id: int | str) -> None:  # noqa: ASYNC910 - a call is one
         """Delete a session, and all its messages."""
-        call = self._call()
+        call = self._calls.begin()
         try:
-            await call.ask("DELETE", _path_of(session_id), acknowledged)
+            await call.ask("DELETE", path_of(session_id), acknowledged)
         except NotFoundError:
             if not call.in_doubt:  # Else it was deleted by the request whose answer was lost.
                 raise
-        self._savings.pop(str(session_id), None)
+        self._saver.forget(session_id)
 
     async def search(self, query: str, *, limit: int = 20) -> list[HistorySession]:
         """The sessions whose title or messages hold `query`, without their messages.
@@ -186,13 +122,13 @@ class History:
             query: What is looked for.
             limit: How many.
         """
-        return await self._call().ask(
+        return await self._calls.begin().ask(
             "POST", "/search", sessions_from, {"query": query, "limit": limit}
         )
 
     async def stats(self) -> HistoryStats:
         """How many sessions, messages and tokens the account has."""
-        return await self._call().ask("GET", "/stats", stats_from)
+        return await self._calls.begin().ask("GET", "/stats", stats_from)
 
     # Messages
 
@@ -209,8 +145,8 @@ class History:
         Returns:
             The message as it is stored.
         """
-        outbox = Outbox([self.stamped(message)])
-        await self._deliver(self._call(), session_id, outbox, in_batches=False)
+        outbox = Outbox([self._saver.stamped(message)])
+        await self._saver.deliver(self._calls.begin(), session_id, outbox, in_batches=False)
         return outbox.stored[0]
 
     async def save_many(
@@ -231,9 +167,9 @@ class History:
         Raises:
             SaveError: Some could not be saved: its `unsaved`. Its `__cause__` says why.
         """
-        outbox = Outbox(map(self.stamped, messages))
+        outbox = Outbox(map(self._saver.stamped, messages))
         try:
-            await self._deliver(self._call(), session_id, outbox, in_batches=True)
+            await self._saver.deliver(self._calls.begin(), session_id, outbox, in_batches=True)
         except GatewayError as error:
             raise save_error(outbox.pending, len(outbox), error) from error
         return outbox.stored
@@ -269,7 +205,7 @@ class History:
             "model": model,
             "metadata": metadata,
         }
-        call = self._call()
+        call = self._calls.begin()
         while True:
             given = await call.tell("/feedback", feedback_from, body)
             if given is not None:
@@ -278,246 +214,3 @@ class History:
             for given in await call.ask("GET", path, feedbacks_from):
                 if given.raw.get("metadata") == metadata:
                     return given
-
-    # For remembered sessions too
-
-    def stamped(self, message: HistoryMessage | Mapping[str, object]) -> HistoryMessage:
-        """`message` with a time of its own, later than that of any other from here.
-
-        In whole milliseconds: what gateways keep of a time, it is equal to what was sent.
-        """
-        if not isinstance(message, HistoryMessage):
-            message = message_from(message)
-        if message.created_at is not None:
-            return message
-        now = datetime.fromtimestamp(self._now(), UTC)
-        now = now.replace(microsecond=now.microsecond // 1000 * 1000)
-        self._last_stamp = max(now, self._last_stamp + _MILLISECOND)
-        return msgspec.structs.replace(message, created_at=self._last_stamp)
-
-    async def create_for(
-        self, epoch: int | None, title: str, model: str, *, parting: bool
-    ) -> HistorySession:
-        """`create`, under the account of `epoch` alone; `parting` as for `Recovering`."""
-        return await self._create(self._call(epoch, parting=parting), title, model)
-
-    async def save_for(
-        self,
-        epoch: int | None,
-        session_id: int | str,
-        message: HistoryMessage,
-        *,
-        parting: bool,
-    ) -> None:
-        """`save`, under the account of `epoch` alone; `parting` as for `Recovering`."""
-        call = self._call(epoch, parting=parting)
-        await self._deliver(call, session_id, Outbox([message]), in_batches=False)
-
-    # How
-
-    def _call(self, epoch: int | None = None, *, parting: bool = False) -> _Call:
-        return _Call(
-            self._transport,
-            Recovering(
-                self._authenticator,
-                origin=self._origin,
-                model=None,
-                policy=self._retry,
-                announce=_log_pause,
-                parting=parting,
-            ),
-            epoch=epoch,
-            origin=self._origin,
-            make_request=self._make_request,
-            timeouts=self._timeouts,
-            now=self._now,
-        )
-
-    async def _create(self, call: _Call, title: str, model: str) -> HistorySession:
-        """A gateway cannot be told that two requests mean one session, so it is looked for.
-
-        Where another `create` of the same title and model is under way, the session that is found
-        may be that one's: then a further one is begun. An empty session too many is a lesser evil
-        than two conversations in one.
-        """
-        body = {"title": title, "model": model}
-        under_way = (title, model)
-        session: HistorySession | None = None
-        while session is None:
-            self._creating[under_way] += 1
-            try:
-                session = await call.tell("/sessions", session_from, body)
-            finally:
-                self._creating[under_way] -= 1
-                self._creating += Counter()  # Forgets those of which none is under way.
-            if session is None:
-                session = await self._find_created(call, title, model)
-        self._remember(session)
-        return session
-
-    async def _find_created(self, call: _Call, title: str, model: str) -> HistorySession | None:
-        path = f"/sessions?{urlencode({'limit': LOOK_BACK, 'offset': 0})}"
-        for session in await call.ask("GET", path, sessions_from):
-            if (session.title, session.model) != (title, model) or self._knows(session):
-                continue
-            session = await call.ask("GET", _path_of(session.id), session_from)  # noqa: PLW2901
-            if not session.messages and not self._knows(session):
-                return None if self._creating[title, model] else session
-        return None
-
-    async def _deliver(
-        self, call: _Call, session_id: int | str, outbox: Outbox, *, in_batches: bool
-    ) -> None:
-        saving = self._saving(session_id)
-        path = _path_of(session_id)
-        async with saving.lock:
-            stored = saving.stored
-            while pending := outbox.pending:
-                if stored.in_doubt:
-                    session = await call.ask("GET", path, session_from)
-                    outbox.found(stored.new(session.messages))
-                    continue
-                stored.in_doubt = True  # Until an answer tells, whatever ends the wait for it.
-                if in_batches:
-                    body: object = {"messages": [message_to_send(m) for m in pending]}
-                    parse = partial(batch_saved_from, sent=pending)
-                    answers = await call.tell(f"{path}/messages/batch", parse, body)
-                else:
-                    parse = partial(saved_from, sent=pending)
-                    body = message_to_send(pending[0])
-                    answers = await call.tell(f"{path}/messages", parse, body)
-                if answers is None:
-                    continue
-                outbox.answered(answers)
-                stored.add(answer for answer in answers if answer is not None)
-                if outbox.pending:
-                    await call.recovering.after(
-                        InternalServerError(
-                            f"the gateway could not store {len(outbox.pending)} of "
-                            f"{len(pending)} messages of a batch",
-                            retryable=True,
-                        )
-                    )
-
-    def _knows(self, session: HistorySession) -> bool:
-        return str(session.id) in self._savings
-
-    def _remember(self, session: HistorySession) -> None:
-        """What a session holds is known from here on: it need not be read before it is saved to."""
-        if not self._knows(session):
-            self._saving(session.id).stored = Stored(session.messages)
-
-    def _saving(self, session_id: int | str) -> _Saving:
-        saving = self._savings.pop(str(session_id), None) or _Saving(Stored(None))
-        self._savings[str(session_id)] = saving
-        if len(self._savings) > MAX_SESSIONS:
-            oldest, old = next(iter(self._savings.items()))
-            if not old.lock.locked():
-                del self._savings[oldest]
-        return saving
-
-
-class _Call:
-    """One call: its key and its retries, over as many requests as it takes.
-
-    Args:
-        transport: What sends them.
-        recovering: Their key.
-        epoch: The only account that they may be sent for; `None`: that of the first of them.
-        origin: Of the gateway.
-        make_request: Gives a request for a method, a path and a key.
-        timeouts: How long to wait.
-        now: Unix time in seconds.
-
-    Attributes:
-        in_doubt: Whether one of them may have been carried out, though its answer did not come.
-    """
-
-    def __init__(
-        self,
-        transport: Transport,
-        recovering: Recovering,
-        *,
-        epoch: int | None,
-        origin: str,
-        make_request: Callable[..., Request],
-        timeouts: Timeouts,
-        now: Callable[[], float],
-    ) -> None:
-        self.recovering = recovering
-        self.in_doubt = False
-        self._transport = transport
-        self._epoch = epoch
-        self._origin = origin
-        self._make_request = make_request
-        self._timeouts = timeouts
-        self._now = now
-
-    async def ask(
-        self, method: str, path: str, parse: Callable[[bytes], _T], body: object = None
-    ) -> _T:
-        """The answer to what may be asked twice."""
-        while True:
-            try:
-                return await self._try_once(method, path, parse, body)
-            except GatewayError as failure:
-                self.in_doubt = self.in_doubt or may_have_been_done(failure)
-                await self.recovering.after(failure)
-
-    async def tell(self, path: str, parse: Callable[[bytes], _T | None], body: object) -> _T | None:
-        """The answer to what must be done once.
-
-        `None` where that may have been done or not, and the table says to go on: look first.
-        """
-        while True:
-            try:
-                return await self._try_once("POST", path, parse, body)
-            except GatewayError as failure:
-                await self.recovering.after(failure)
-                if may_have_been_done(failure):
-                    return None
-
-    async def _try_once(
-        self, method: str, path: str, parse: Callable[[bytes], _T], body: object
-    ) -> _T:
-        key = await self.recovering.next_key()
-        if self._epoch is not None and key.epoch != self._epoch:
-            raise AuthenticationError("another account has signed in: this is not its history")
-        request = self._make_request(
-            method,
-            f"/chat{path}",
-            key,
-            content=b"" if body is None else msgspec.json.encode(body),
-            connect_timeout=self._timeouts.connect,
-        )
-        seconds = self._timeouts.between_tokens
-        with trio.move_on_after(inf if seconds is None else seconds):
-            response = await self._transport.send(request)
-            try:
-                if not 200 <= response.status < 300:
-                    refusal = await read_error_body(response)
-                    raise self._error(response.status, response.headers, refusal)
-                answer = parse(await read_body(response))
-            finally:
-                await response.aclose()
-            self.recovering.accepted()
-            return answer
-        raise StreamTimeout(
-            f"{self._origin} did not answer within {seconds:g} s", which="between_tokens"
-        )
-
-    def _error(self, status: int, headers: Mapping[str, str], body: bytes) -> GatewayError:
-        error = error_from_response(status, headers, body, now=self._now())
-        if isinstance(error, NotFoundError):
-            return error.another(
-                f"there is no such session at {self._origin}, or this gateway keeps no history"
-            )
-        return error
-
-
-def _path_of(session_id: int | str) -> str:
-    return f"/sessions/{quote(str(session_id), safe='')}"
-
-
-def _log_pause(event: Paused | RateLimited) -> None:
-    _log.debug("a call of the history waits: %r", event)

@@ -1,6 +1,6 @@
 """What saves the turns of one session in the gateway's history: a task that chatting never awaits.
 
-    Session.stream --a turn that was read to its end--> memory channel --> saving task --> History
+    Session.stream --a turn that was read to its end--> memory channel --> saving task --> Saver
 
 The task outlives a cancellation of the session's block, by `FLUSH_SECONDS` at most.
 """
@@ -20,9 +20,10 @@ from trio.lowlevel import enable_ki_protection
 
 from .._background import Background
 from .._protocol.errors import AuthenticationError, BadRequestError, GatewayError, StreamTimeout
-from .._protocol.history import HistoryMessage, message_from, save_error, title_of
-from .history import History
+from .._protocol.history import HistoryMessage, Outbox, message_from, save_error, title_of
+from .history_calls import HistoryCalls
 from .reply import Reply
+from .saving import Saver
 
 FLUSH_SECONDS = 10.0
 """So long a block that is left waits for what is not saved yet."""
@@ -45,8 +46,11 @@ class Remembering:
         session_id: The session's in the history; `None` until it is begun there.
     """
 
-    def __init__(self, history: History, model: str, session_id: int | str | None) -> None:
-        self._history = history
+    def __init__(
+        self, calls: HistoryCalls, saver: Saver, model: str, session_id: int | str | None
+    ) -> None:
+        self._calls = calls
+        self._saver = saver
         self._model = model
         self._send, self._receive = trio.open_memory_channel[_Turn](inf)
         self._scope = trio.CancelScope(shield=True)
@@ -76,7 +80,7 @@ class Remembering:
 
     def _said(self, message: Mapping[str, object], *, tokens: int) -> HistoryMessage:
         text = message_from(message)
-        return self._history.stamped(
+        return self._saver.stamped(
             HistoryMessage(role=text.role, content=text.content, model=self._model, tokens=tokens)
         )
 
@@ -115,12 +119,12 @@ class Remembering:
         while self._pending:
             message = self._pending[0]
             try:
+                call = self._calls.begin(epoch=self._epoch, parting=self._parting)
                 if self.session_id is None:
                     title = title_of(message.content)
-                    self.session_id = await self._begin(title)
-                await self._history.save_for(
-                    self._epoch, self.session_id, message, parting=self._parting
-                )
+                    self.session_id = (await self._saver.create(call, title, self._model)).id
+                outbox = Outbox([message])
+                await self._saver.deliver(call, self.session_id, outbox, in_batches=False)
             except GatewayError as error:
                 if isinstance(error, BadRequestError) and not error.retryable:
                     # This one will never be accepted; those after it may be.
@@ -128,15 +132,9 @@ class Remembering:
                     continue
                 self._failure = error
                 _log.warning("%d messages are not saved yet: %s", len(self._pending), error)
-                return
+                return  # noqa: ASYNC910
             else:
                 self._pending.popleft()
-
-    async def _begin(self, title: str) -> int | str:
-        session = await self._history.create_for(
-            self._epoch, title, self._model, parting=self._parting
-        )
-        return session.id
 
     async def flush(self) -> None:
         """Save what is pending, within `FLUSH_SECONDS` even if cancelled. A checkpoint."""
@@ -174,19 +172,20 @@ def _time_of(message: HistoryMessage) -> datetime:
 @asynccontextmanager
 @enable_ki_protection
 async def open_remembering(
-    history: History, model: str, session_id: int | str | None
+    calls: HistoryCalls, saver: Saver, model: str, session_id: int | str | None
 ) -> AsyncGenerator[Remembering]:
     """Save turns for as long as the block runs, and until they are saved, within a bound.
 
     Args:
-        history: Where they are saved.
+        calls: Of the history in which they are saved.
+        saver: What saves there.
         model: Of the conversation.
         session_id: The session to go on with; `None` begins one with the first turn.
 
     Raises:
         SaveError: On exit, where the block raised nothing: not all could be saved.
     """
-    remembering = Remembering(history, model, session_id)
+    remembering = Remembering(calls, saver, model, session_id)
     async with Background("session's history") as nursery:
         nursery.start_soon(remembering.run)
         try:
