@@ -632,13 +632,186 @@ async def test_a_slow_subscriber_misses_what_was_overtaken_but_never_the_last_st
         assert scope.cancelled_caught, "nothing else is waiting"
 
 
-async def test_a_dead_subscriber_holds_nobody_up() -> None:
+async def test_a_subscriber_that_closed_its_channel_holds_nobody_up() -> None:
     async with (
         open_authenticator(MemoryKeyStore("sk-1"), Refresher()) as authenticator,
         authenticator.subscribe() as states,
     ):
         await states.aclose()
         assert (await authenticator.refresh()).value == "sk-new-1"
+
+
+class Listener:
+    """Reads every state that it is told of, and notes when."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[float, AuthStatus]] = []
+
+    async def listen(
+        self,
+        authenticator: Authenticator,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        async with authenticator.subscribe() as states:
+            task_status.started()
+            async for state in states:
+                self.told.append((trio.current_time(), state.status))
+
+
+A_REFRESH_OF_3_SECONDS = [
+    (0, AuthStatus.AUTHENTICATED),
+    (1, AuthStatus.AUTHENTICATING),
+    (4, AuthStatus.AUTHENTICATED),
+]
+
+
+async def refreshed_beside(
+    nursery: trio.Nursery, authenticator: Authenticator, *, listeners: int = 999
+) -> list[Listener]:
+    """Many listeners hear of a refresh of 3 s that begins at 1 s; gives them when it is over."""
+    others = [Listener() for _ in range(listeners)]
+    for other in others:
+        await nursery.start(other.listen, authenticator)
+    await trio.sleep(1)
+    await authenticator.refresh()
+    assert trio.current_time() == 4
+    await trio.testing.wait_all_tasks_blocked()
+    return others
+
+
+async def test_of_a_thousand_listeners_one_that_never_reads_holds_up_neither_refresh_nor_others(
+    autojump_clock: MockClock,
+) -> None:
+    refresh = Refresher(seconds=3)
+    async with (
+        open_authenticator(MemoryKeyStore("sk-1"), refresh) as authenticator,
+        authenticator.subscribe() as unread,
+        trio.open_nursery() as nursery,
+    ):
+        others = await refreshed_beside(nursery, authenticator)
+        assert {tuple(other.told) for other in others} == {tuple(A_REFRESH_OF_3_SECONDS)}
+        assert len(refresh.calls) == 1
+        # Whoever looks late sees how it is now.
+        assert await unread.receive() == authenticator.state
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_listener_that_is_cancelled_while_it_waits_holds_nobody_up_and_may_listen_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        open_authenticator(MemoryKeyStore("sk-1"), Refresher(seconds=3)) as authenticator,
+        authenticator.subscribe() as states,
+        trio.open_nursery() as nursery,
+    ):
+        await states.receive()
+        scope = trio.CancelScope()
+
+        async def wait_in_vain() -> None:
+            with scope:
+                await states.receive()
+
+        async def cancel_at_the_moment_of_the_refresh() -> None:
+            await trio.sleep(1)
+            scope.cancel()
+
+        nursery.start_soon(wait_in_vain)
+        nursery.start_soon(cancel_at_the_moment_of_the_refresh)
+        others = await refreshed_beside(nursery, authenticator)
+        assert scope.cancelled_caught
+        assert {tuple(other.told) for other in others} == {tuple(A_REFRESH_OF_3_SECONDS)}
+        assert await states.receive() == authenticator.state
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_listener_that_leaves_during_a_refresh_holds_nobody_up(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        open_authenticator(MemoryKeyStore("sk-1"), Refresher(seconds=3)) as authenticator,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def listen_until_it_begins() -> None:
+            async with authenticator.subscribe() as states:
+                async for state in states:
+                    if state.status is AuthStatus.AUTHENTICATING:
+                        return
+
+        for _ in range(10):
+            nursery.start_soon(listen_until_it_begins)
+        others = await refreshed_beside(nursery, authenticator)
+        assert {tuple(other.told) for other in others} == {tuple(A_REFRESH_OF_3_SECONDS)}
+        assert len(nursery.child_tasks) == len(others)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_a_listener_raises_is_its_own_and_ends_no_refresh(
+    autojump_clock: MockClock,
+) -> None:
+    mine = ValueError("a bug in the listener")
+    refresh = Refresher(seconds=3)
+    async with open_authenticator(MemoryKeyStore("sk-1"), refresh) as authenticator:
+
+        async def listen() -> None:
+            async with authenticator.subscribe() as states:
+                async for state in states:
+                    if state.status is AuthStatus.AUTHENTICATING:
+                        raise mine
+
+        async with waiting(authenticator, 10) as waiters:
+            with pytest.raises(ValueError) as caught:  # noqa: PT011
+                await listen()
+            assert caught.value is mine
+        assert [key.value for key in waiters.keys] == ["sk-new-1"] * 10
+    assert len(refresh.calls) == 1
+
+
+async def test_a_listener_may_ask_for_the_key_that_it_hears_of(autojump_clock: MockClock) -> None:
+    async with (
+        open_authenticator(MemoryKeyStore("sk-1"), Refresher(seconds=3)) as authenticator,
+        authenticator.subscribe() as states,
+    ):
+        assert (await states.receive()).status is AuthStatus.AUTHENTICATED
+        authenticator.request_refresh()
+        assert (await states.receive()).status is AuthStatus.AUTHENTICATING
+        assert (await authenticator.key()).value == "sk-new-1"
+        assert (await states.receive()).key == await authenticator.key()
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [AuthenticationError("refused"), RefreshTimeout("too late"), ZeroDivisionError("bug")],
+)
+async def test_who_fires_and_forgets_gets_no_error_but_listeners_do(failure: Exception) -> None:
+    async with (
+        open_authenticator(MemoryKeyStore("sk-1"), Refresher(failure)) as authenticator,
+        authenticator.subscribe() as states,
+    ):
+        await states.receive()
+        authenticator.request_refresh()
+        assert (await states.receive()).status is AuthStatus.AUTHENTICATING
+        state = await states.receive()
+        assert state.status is AuthStatus.ERROR
+        assert isinstance(state.error, RefreshError)
+        assert state.error is failure or state.error.__cause__ is failure
+        authenticator.request_refresh()  # of what was refused: nothing is raised either
+
+
+async def test_firing_for_a_key_that_was_replaced_or_at_a_closed_authenticator_does_nothing() -> (
+    None
+):
+    refresh = Refresher()
+    async with open_authenticator(MemoryKeyStore("sk-1"), refresh) as authenticator:
+        old = await authenticator.key()
+        await authenticator.refresh()
+        authenticator.request_refresh(old)
+        authenticator.request_refresh("sk-1")
+        assert authenticator.state.status is AuthStatus.AUTHENTICATED
+        await trio.testing.wait_all_tasks_blocked()
+    authenticator.request_refresh()
+    assert len(refresh.calls) == 1
 
 
 async def test_a_subscription_ends_with_the_authenticator() -> None:

@@ -482,6 +482,50 @@ async def test_a_401_after_the_wait_for_a_limit_is_refreshed_in_the_same_pause(
     assert (len(fake.requests), fake.refreshes) == (3, 1)
 
 
+LITELLM = Status(
+    401,
+    "litellm.AuthenticationError: OpenAIException - Incorrect API key provided",
+    type="authentication_error",
+    dialect="litellm",
+)
+
+
+@pytest.mark.parametrize(
+    ("fault", "token", "asked"), [(LITELLM, None, 1), (ErrorFrame("auth_error"), 0, 2)]
+)
+async def test_a_model_that_rejects_each_fresh_key_costs_no_refresh_once_another_has_proven_it(
+    autojump_clock: MockClock, fault: Fault, token: int | None, asked: int
+) -> None:
+    """It is the gateway's own key with that model's provider that is dead."""
+    fake = FakeGateway(models=None)
+
+    async def refresh(_: Key | None) -> str:
+        fake.refreshes += 1
+        return fake.rotate()
+
+    async with open_over(fake, refresh=refresh) as gateway:
+
+        async def ask(model: str, *, rejected: int = 0) -> Told:
+            fake.requests.clear()
+            fake.refreshes = 0
+            if rejected:
+                fake.fault(fault, token=token, times=rejected)
+            return await tell(gateway, {**BODY, "model": model})
+
+        first = await ask("dead", rejected=3 * asked)  # under three keys in turn
+        assert isinstance(first.error, AuthenticationError)
+        assert (len(fake.requests), fake.refreshes) == (3 * asked, 2)
+        assert (await ask("alive")).error is None
+        for _ in range(2):
+            again = await ask("dead", rejected=asked)
+            assert isinstance(again.error, AuthenticationError)
+            assert "the model 'dead'" in str(again.error)
+            assert "no refresh helps" in str(again.error)
+            assert (len(fake.requests), fake.refreshes) == (asked, 0)
+        await trio.sleep(60)
+        assert (await ask("dead")).error is None
+
+
 async def test_restarts_do_not_make_auth_errors_endless(autojump_clock: MockClock) -> None:
     """Each sampled answer is new text, but none of them is progress."""
     fake = FakeGateway(answer=lambda _, attempt: [f"{attempt}:", " a", " b", " c"])
