@@ -22,6 +22,7 @@ from gz_trio.testing import (
     Insert,
     OtherText,
     Shape,
+    Stall,
     Status,
     Warning_,
 )
@@ -150,6 +151,28 @@ async def test_streams_of_one_body_are_told_apart() -> None:
     assert ids == ["1-2", "2-2"]
     assert text(second, await ask(gateway, ids[1])) == "2ab"
     assert text(first, await ask(gateway, ids[0])) == "1ab"
+
+
+async def test_requests_that_stall_before_their_head_have_ids_of_their_own(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    gateway = FakeGateway(event_ids=True)
+    gateway.fault(Stall(10), request=1)
+    answers: dict[str, Answer] = {}
+
+    async def one(question: str) -> None:
+        answers[question] = await ask(gateway, body=chat(question))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one, "a")
+        await trio.sleep(1)
+        nursery.start_soon(one, "b")
+    for question, number in (("a", 1), ("b", 2)):
+        assert events(answers[question])[0][0] == f"{number}-1"
+        assert answers[question].chunks[0]["id"] == f"chatcmpl-{number}"
+        assert answers[question].headers["x-request-id"] == f"req_{number}"
+        rest = await ask(gateway, f"{number}-3", body=chat(question))
+        assert answers[question].body.endswith(rest.body)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ ledger of requests says what the program under test really sent.
 
 from ._call import SeenRequest
 from ._chunks import Shape
+from ._completions import Answer
 from ._continuing import Continues
 from ._faults import (
     DIALECTS,
@@ -25,7 +26,7 @@ from ._faults import (
     Status,
     Warning_,
 )
-from ._gateway import Answer, FakeGateway
+from ._gateway import FakeGateway
 from ._history import FakeHistory
 from ._server import Framing
 

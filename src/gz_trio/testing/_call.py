@@ -68,7 +68,7 @@ class Call:
         exchange: The writer of the answer.
         seen: What the ledger keeps.
         number: 1 for the first request to this path.
-        request_id: The answer's `x-request-id`.
+        serial: 1 for the first request of all.
     """
 
     gateway: FakeGateway
@@ -76,7 +76,12 @@ class Call:
     exchange: Exchange
     seen: SeenRequest
     number: int
-    request_id: str
+    serial: int
+
+    @property
+    def request_id(self) -> str:
+        """The answer's `x-request-id`."""
+        return f"req_{self.serial}"
 
     async def strike(self, token: int | None, run: Run | None = None) -> Fault | None:
         """Let the faults of this moment strike; gives the one that ends the answer, if any.

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Literal, TypeAlias, TypeVar, overload
+from typing import Literal, TypeVar, overload
 
 import httpx
 import msgspec
@@ -14,22 +14,17 @@ import trio
 
 from .._background import Background
 from .._protocol import errors
-from .._protocol.events import Delta
 from .._protocol.keys import Key
 from ._call import Call, SeenRequest
-from ._chunks import Completion, Shape, default_answer, marked, split, text_of
-from ._continuing import Continues, partial_answer, refusal
+from ._chunks import Shape
+from ._completions import Answer, Completions
+from ._continuing import Continues
 from ._faults import Cut, Fault, Reset, Stall, Status
 from ._history import FakeHistory
 from ._keys import KeyRing
 from ._memory import HttpxModule, MemoryStream, memory_client, memory_connection
 from ._plan import HISTORY_PATHS, FaultPlan, Path, pattern_of
-from ._run import KeptRuns, Place, Run, canonical
 from ._server import Exchange, Framing, leave, serve
-from ._streams import Streams
-
-Answer: TypeAlias = Callable[[Mapping[str, object], int], Sequence[str | Delta]]
-"""Gives the tokens of an answer, from the request's body and the attempt (1, 2, ...) at it."""
 
 _ClientT = TypeVar("_ClientT")
 
@@ -165,17 +160,13 @@ class FakeGateway:
         self.rejected = 0
         self.auth_errors = 0
         self.history = FakeHistory()
-        self._answer = answer
-        self._shape: Shape = shape
+        self._completions = Completions(self, answer, shape)
         self._ledger = ledger
         self._on_request = on_request
         self._keys = KeyRing(key)
         self._plan = FaultPlan()
         self._seen: Counter[str] = Counter()
         self._total = 0
-        self._attempts: Counter[bytes] = Counter()
-        self._streams = Streams()
-        self._kept = KeptRuns()
 
     def __repr__(self) -> str:
         return (
@@ -199,7 +190,7 @@ class FakeGateway:
     @property
     def open_streams(self) -> int:
         """How many streams are being served."""
-        return len(self._streams)
+        return len(self._completions.streams)
 
     def rotate(self, key: str | None = None) -> str:
         """Replace the key: every older one is answered 401 from now on.
@@ -258,11 +249,11 @@ class FakeGateway:
     def _end_streams(self) -> None:
         if self.on_rotation == "ignore":
             return
-        self._streams.end_all_but(None if self._keys.expired else self.generation)
+        self._completions.streams.end_all_but(None if self._keys.expired else self.generation)
 
     def forget_streams(self) -> None:
         """Lose the streams that were kept for `Last-Event-ID`, as a server that restarts does."""
-        self._kept.forget()
+        self._completions.kept.forget()
 
     # Answers and faults
 
@@ -272,9 +263,7 @@ class FakeGateway:
         Of several choices, the first. If the body asks to go on from a partial answer
         (`continues`), that one and what follows.
         """
-        partial = partial_answer(body, self.continues)
-        before = "" if partial is None else partial.text
-        return before + text_of(self._tokens(body, 1)[0])
+        return self._completions.intended(body)
 
     def fault(
         self,
@@ -319,25 +308,6 @@ class FakeGateway:
             token=token,
             times=times,
         )
-
-    def _tokens(self, body: Mapping[str, object], attempt: int) -> tuple[list[Delta], list[Delta]]:
-        partial = partial_answer(body, self.continues)
-        if partial is None:
-            return split(self._made(body, attempt), body)
-        answer = partial.rest(self._made(partial.body, 1), default_answer(body, self.tokens))
-        return split(answer, body)
-
-    def _made(self, body: Mapping[str, object], attempt: int) -> Sequence[str | Delta]:
-        if self._answer is None:
-            return default_answer(body, self.tokens)
-        return self._answer(body, attempt)
-
-    def _next_answer(self, body: Mapping[str, object]) -> tuple[list[Delta], list[Delta]]:
-        if self._answer is None:
-            return self._tokens(body, 1)
-        key = canonical(body)
-        self._attempts[key] += 1
-        return self._tokens(body, self._attempts[key])
 
     def _count(self, path: str) -> int:
         self._seen[path] += 1
@@ -456,7 +426,7 @@ class FakeGateway:
             self.requests.append(seen)
         self._total += 1
         number = self._count(pattern_of(path))
-        call = Call(self, self._plan, exchange, seen, number, f"req_{self._total}")
+        call = Call(self, self._plan, exchange, seen, number, self._total)
         try:
             await self._respond(call, key)
         finally:
@@ -464,7 +434,7 @@ class FakeGateway:
                 self._on_request(seen)
 
     async def _respond(self, call: Call, key: str | None) -> None:
-        exchange, path, body = call.exchange, call.seen.path, call.seen.body
+        exchange, path = call.exchange, call.seen.path
         fault = await call.strike(None)
         if isinstance(fault, Status):
             await call.send_status(fault)
@@ -487,62 +457,10 @@ class FakeGateway:
             await call.send_status(Status(401, reason))
         elif path == "/v1/models":
             await self._send_models(call)
-        elif path != "/v1/chat/completions":
+        elif path == "/v1/chat/completions":
+            await self._completions.respond(call)
+        else:
             await self.history.respond(call)
-        elif body is None or not isinstance(body.get("messages"), list):
-            await call.send_status(_INVALID)
-        elif self.models is not None and body.get("model") not in self.models:
-            reason = "The model does not exist: GET /models lists those that do"
-            await call.send_status(Status(404, reason))
-        else:
-            await self._complete(call, body)
-
-    async def _complete(self, call: Call, body: Mapping[str, object]) -> None:
-        if (refused := refusal(body, self.continues)) is not None:
-            await call.send_status(refused)
-            return
-        streamed = body.get("stream") is True
-        last_event_id = call.seen.headers.get("last-event-id")
-        if streamed and last_event_id and self.event_ids is True:
-            if (found := self._kept.find(body, last_event_id)) is not None:
-                call.seen.resumed_after = last_event_id
-                await self._streams.serve(call, *found)
-                return
-            if self.on_lost_stream == "404":
-                await call.send_status(Status(404, "The stream of this event is not kept"))
-                return
-        number = self._total
-        tokens, endings = self._next_answer(body)
-        completion = Completion(number, body, self._shape)
-        partial = partial_answer(body, self.continues) if self.echo else None
-        echo = [] if partial is None else partial.echo(tokens, endings)
-        if not streamed:
-            await self._send_whole(call, completion, echo, tokens, endings)
-            return
-        if self.event_ids is True:
-            run = Run(completion, tokens, endings, echo=echo, ids=f"{number}-", kept=True)
-            self._kept.keep(str(number), body, run)
-        else:
-            run = Run(completion, tokens, endings, echo=echo, ids="" if self.event_ids else None)
-        await self._streams.serve(call, run, Place())
-
-    async def _send_whole(
-        self,
-        call: Call,
-        completion: Completion,
-        echo: list[Delta],
-        tokens: list[Delta],
-        endings: list[Delta],
-    ) -> None:
-        seen = call.seen
-        other = self._plan.due_text(seen.path, call.number, seen.generation)
-        if other is not None:
-            seen.faults.append(other)
-        await trio.sleep(self.token_interval * max(len(tokens) - 1, 0))
-        deltas = [marked(delta, other.mark if other else "") for delta in tokens]
-        completion.completion_tokens = call.seen.tokens = len(tokens)
-        await call.send(200, "application/json", completion.whole(echo + deltas + endings))
-        call.seen.complete = True
 
     async def _send_models(self, call: Call) -> None:
         models = ("fake-model",) if self.models is None else self.models
@@ -575,13 +493,6 @@ class FakeGateway:
         await call.send(200, "application/json", msgspec.json.encode(answer))
         call.seen.complete = True
 
-
-_INVALID = Status(
-    422,
-    body={
-        "detail": [{"type": "missing", "loc": ["body", "messages"], "msg": "Field required"}],
-    },
-)
 
 _STATUS_ERRORS: dict[int, type[errors.GatewayError]] = {
     401: errors.AuthenticationError,
