@@ -158,6 +158,31 @@ async def test_with_models_named_there_are_no_others() -> None:
             await ask(client, "other")
 
 
+async def test_it_compresses_keeps_streams_and_goes_on_from_a_partial_answer() -> None:
+    async with server(
+        "--framing", "gzip", "--event-ids", "--continues", "prefill", "--echo", "--tokens", "5"
+    ) as gateway:  # fmt: skip
+        base_url = await gateway.base_url()
+        url = f"{base_url}/chat/completions"
+        async with httpx2.AsyncClient(headers={"authorization": "Bearer gw_test_1"}) as client:
+            first = await client.post(url, json=chat())
+            assert first.headers["content-encoding"] == "gzip"
+            rest = await client.post(url, json=chat(), headers={"last-event-id": "1-4"})
+            assert first.text.endswith(rest.text)
+            assert rest.text.startswith("id: 1-5\n")
+            body = chat(stream=False)
+            whole = (await client.post(url, json=body)).json()["choices"][0]["message"]
+            partial = {"role": "assistant", "content": whole["content"][:5]}
+            body["messages"] = [{"role": "user", "content": "Hello"}, partial]
+            again = (await client.post(url, json=body)).json()["choices"][0]["message"]
+            assert again == whole
+        await gateway.until_printed("resumed")
+        assert gateway.log[:2] == [
+            "POST /v1/chat/completions 200 key 1 5 tokens",
+            "POST /v1/chat/completions 200 key 1 resumed after event 1-4",
+        ]
+
+
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 async def test_it_stops_cleanly_while_it_streams(end: signal.Signals) -> None:
     async with server("--fault", "stall token=1") as gateway:

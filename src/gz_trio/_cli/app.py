@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
-from ..testing import FakeGateway, Shape
+from ..testing import Continues, FakeGateway, Framing, Shape
 from . import demo_screen
 from . import gateway as gateway_server
 from .chat import Chat
@@ -128,6 +128,10 @@ def gateway(
     auth_latency: Annotated[float, NotNegative] = 0.0,
     model: Annotated[list[str] | None, Repeated] = None,
     shape: Shape = "openai",
+    framing: Framing = "chunked",
+    event_ids: Annotated[bool, Flag] = False,
+    continues: Continues | None = None,
+    echo: Annotated[bool, Flag] = False,
     fault: Annotated[list[str] | None, Repeated] = None,
 ) -> int:
     r"""Serve a fake gateway, to test a client against expiring keys and other faults.
@@ -177,6 +181,12 @@ def gateway(
         model: A model that there is, any other is answered 404; may be given many times. By
             default any model is there.
         shape: Whose shape the chunks have.
+        framing: How bodies travel: in chunked coding, plain to the end of the connection, or
+            compressed by gzip for who accepts it.
+        event_ids: Give events ids, and take streams up by `Last-Event-ID`.
+        continues: Go on from an assistant's last message where the request asks for it as it
+            asks vLLM, by `"prefix": true` (DeepSeek, Mistral), or by that message alone.
+        echo: Begin a continued answer with what it continues.
         fault: What goes wrong, and when; see above.
     """
     try:
@@ -188,6 +198,10 @@ def gateway(
             auth_latency=auth_latency,
             models=model,
             shape=shape,
+            framing=framing,
+            event_ids=event_ids,
+            continues=continues,
+            echo=echo,
             ledger=False,
             on_request=gateway_server.log,
         )

@@ -45,6 +45,8 @@ def log(seen: SeenRequest) -> None:
     words = [time.strftime("%H:%M:%S"), seen.method, seen.path, str(seen.status or "no answer")]
     if seen.generation is not None:
         words.append(f"key {seen.generation}")
+    if seen.resumed_after is not None:
+        words.append(f"resumed after event {seen.resumed_after}")
     if seen.tokens:
         words.append(f"{seen.tokens} tokens")
     if seen.status == 200 and not seen.complete:
