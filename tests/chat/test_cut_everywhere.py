@@ -11,7 +11,7 @@ import random
 import socket
 import struct
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -37,7 +37,7 @@ from gz_trio import (
     open_authenticator,
     open_gateway,
 )
-from gz_trio.testing import FakeGateway, Framing
+from gz_trio.testing import FakeGateway, Framing, SeenRequest
 from gz_trio.testing._memory import MemoryStream, memory_client, memory_connection
 from tests.chats import BODY, Told, tell
 
@@ -162,9 +162,17 @@ def run(main: Callable[[], Awaitable[T]]) -> T:
 # What was sent, and what was got
 
 
+@dataclass(frozen=True)
+class Event:
+    """An event of a response."""
+
+    id: str | None
+    data: bytes
+
+
 @dataclass
 class Received:
-    """What the bytes of a response say, as far as they go."""
+    """What events say."""
 
     channels: Channels = field(default_factory=dict[tuple[int, str], str])
     finished: dict[int, bool] = field(default_factory=dict[int, bool])
@@ -195,17 +203,24 @@ def body_in(wire: bytes) -> bytes:
             return body
 
 
-def received(wire: bytes) -> Received:
-    """What a client knows to which `wire` has come: events are what ends with a blank line."""
+def events_in(wire: bytes) -> list[Event]:
+    """The events of a response of which `wire` has come: those that a blank line ends."""
+    events: list[Event] = []
+    for block in body_in(wire).split(b"\n\n")[:-1]:
+        lines = [line.partition(b": ") for line in block.split(b"\n")]
+        fields = {name: value for name, _, value in lines}
+        events.append(Event(fields[b"id"].decode() if b"id" in fields else None, fields[b"data"]))
+    return events
+
+
+def received(events: Sequence[Event]) -> Received:
+    """What a client knows that has got these events."""
     got = Received()
-    for event in body_in(wire).split(b"\n\n")[:-1]:
-        data = b"".join(
-            line.removeprefix(b"data: ") for line in event.split(b"\n") if line[:5] == b"data:"
-        )
-        if data == b"[DONE]":
+    for event in events:
+        if event.data == b"[DONE]":
             got.done = True
             continue
-        for choice in json.loads(data)["choices"]:
+        for choice in json.loads(event.data)["choices"]:
             got.finished[choice["index"]] = choice["finish_reason"] is not None
             for channel, text in _texts(choice["index"], choice["delta"]):
                 if text:
@@ -243,23 +258,53 @@ def channels_of(events: Sequence[ReplyEvent]) -> Channels:
     return channels
 
 
-def expected(responses: Sequence[Received]) -> tuple[Channels, bool, int]:
-    """What a reader must have got of these attempts, whether that is all, and of how many."""
+@dataclass(frozen=True)
+class Exchange:
+    """One request, and what left the server for it before the connection went."""
+
+    seen: SeenRequest
+    events: list[Event]
+
+    @property
+    def partial(self) -> str | None:
+        """The text that the model was asked to go on from."""
+        messages = cast("list[dict[str, str]]", (self.seen.body or {})["messages"])
+        return messages[-1]["content"] if messages[-1]["role"] == "assistant" else None
+
+
+def expected(exchanges: Sequence[Exchange], *, echo: bool) -> tuple[Channels, bool, int]:
+    """What a reader must have got, whether that is all, and of how many of the exchanges."""
     delivered: Channels = {}
-    for number, response in enumerate(responses, 1):
+    kept: dict[str, list[Event]] = {}
+    for number, exchange in enumerate(exchanges, 1):
+        events, partial = exchange.events, exchange.partial
+        if exchange.seen.resumed_after is not None:
+            events = kept[exchange.seen.resumed_after.partition("-")[0]] + events
+        if events and events[0].id is not None:
+            kept[events[0].id.partition("-")[0]] = events
+        got = received(events)
+        if partial is not None:
+            # All but the text goes on where it was left.
+            before = {**delivered, (0, "text"): "" if echo else partial}
+            for channel, text in before.items():
+                got.channels[channel] = text + got.channels.get(channel, "")
         joined = {
             channel: max(text, delivered.get(channel, ""), key=len)
-            for channel, text in {**delivered, **response.channels}.items()
+            for channel, text in {**delivered, **got.channels}.items()
         }
-        for text in (delivered, response.channels):
-            if not all(joined[channel].startswith(part) for channel, part in text.items()):
-                return delivered, False, number
-        if response.complete and joined != response.channels:
-            return delivered, False, number  # it is shorter than what was delivered
+        agrees = all(
+            joined[channel].startswith(text)
+            for part in (delivered, got.channels)
+            for channel, text in part.items()
+        )
+        if not agrees or (got.complete and joined != got.channels):
+            if partial is not None:
+                continue  # it did not go on from there: then by replay
+            return delivered, False, number
         delivered = joined
-        if response.complete:
+        if got.complete:
             return delivered, True, number
-    return delivered, False, len(responses)  # it was given up
+    return delivered, False, len(exchanges)  # it was given up
 
 
 # What servers answer
@@ -331,22 +376,57 @@ ANSWERS = THE_SAME_AGAIN | SAMPLED
 
 
 @dataclass(frozen=True)
+class Way:
+    """How a broken reply is taken up: by what the server can do, and the client was told of."""
+
+    server: Mapping[str, Any]
+    policy: ResumePolicy
+
+
+def continuing(how: Literal["vllm", "prefix", "prefill"], *, echo: bool) -> Way:
+    return Way({"continues": how, "echo": echo}, ResumePolicy(continue_=how, echo=echo))
+
+
+WAYS = {
+    "replay": Way({}, ResumePolicy()),
+    "cursor": Way({"event_ids": True}, ResumePolicy()),
+    "vllm": continuing("vllm", echo=False),
+    "vllm with echo": continuing("vllm", echo=True),
+    "prefix": continuing("prefix", echo=False),
+    "prefix with echo": continuing("prefix", echo=True),
+    "prefill": continuing("prefill", echo=False),
+    "prefill with echo": continuing("prefill", echo=True),
+    "cursor before vllm": Way(
+        {"event_ids": True, "continues": "vllm"}, ResumePolicy(continue_="vllm")
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Server:
     """A gateway whose connections break."""
 
     answer: str | None = None
     """One of `ANSWERS`; `None`: the text that a fake gateway has of its own."""
     framing: Framing = "chunked"
+    way: str = "replay"
     tokens: int = 12
 
     def __str__(self) -> str:
-        return f"{self.framing}, {self.answer or f'{self.tokens} tokens'}"
+        return f"{self.framing}, {self.way}, {self.answer or f'{self.tokens} tokens'}"
 
     def fake(self) -> FakeGateway:
-        if self.answer is None:
-            return FakeGateway(tokens=self.tokens, framing=self.framing)
-        give = ANSWERS[self.answer]
-        return FakeGateway(answer=lambda _, attempt: give(attempt), framing=self.framing)
+        answer: Callable[[Mapping[str, object], int], Sequence[str | Delta]] | None = None
+        if self.answer is not None:
+            give = ANSWERS[self.answer]
+            answer = lambda _, attempt: give(attempt)  # noqa: E731
+        return FakeGateway(
+            tokens=self.tokens, answer=answer, framing=self.framing, **WAYS[self.way].server
+        )
+
+    @property
+    def policy(self) -> ResumePolicy:
+        return WAYS[self.way].policy
 
     def intended(self, attempt: int) -> Channels:
         """All that an attempt says if nothing cuts it."""
@@ -370,14 +450,22 @@ def size(server: Server) -> int:
 
 def check(server: Server, network: Network, told: Told) -> None:
     """All that must be true of a reply whose connections broke."""
-    responses = [received(bytes(connection.sent)) for connection in network.connections]
-    text, complete, attempts = expected(responses)
+    requests = network.fake.requests
+    exchanges = [
+        Exchange(seen, events_in(bytes(connection.sent)))
+        for seen, connection in zip(requests, network.connections, strict=True)
+    ]
+    text, complete, attempts = expected(exchanges, echo=server.policy.echo)
     assert channels_of(told.events) == text
     assert told.reply.text == text.get((0, "text"), "")
     assert told.reply.complete == complete == (told.error is None)
-    assert len(responses) == attempts, "asked again for what was whole, or known to be another"
+    assert len(requests) == attempts, "asked again for what was whole, or known to be another"
     if told.error is None:
-        assert text == server.intended(attempts)
+        anew = all(seen.resumed_after is None for seen in requests) and all(
+            exchange.partial is None for exchange in exchanges
+        )
+        if anew or server.answer not in SAMPLED:
+            assert text == server.intended(attempts if anew else 1)
         return
     assert told.error.partial == told.reply.text
     if attempts > RetryPolicy().max_retries and not text:
@@ -389,7 +477,7 @@ def check(server: Server, network: Network, told: Told) -> None:
 
 async def cut_and_check(server: Server, *breaks: Break) -> None:
     network = Network(server.fake(), breaks)
-    told = await ask(network)
+    told = await ask(network, resume=server.policy)
     try:
         check(server, network, told)
     except AssertionError as error:
@@ -397,10 +485,12 @@ async def cut_and_check(server: Server, *breaks: Break) -> None:
         raise
 
 
-def cut_at_each(server: Server, offsets: range, how: How) -> None:
+def cut_each(server: Server, cases: Iterable[Sequence[Break]]) -> None:
+    """One reply for each of the cases; each is the breaks of its connections."""
+
     async def main() -> None:
-        for at in offsets:
-            await cut_and_check(server, Break(at, how))
+        for breaks in cases:
+            await cut_and_check(server, *breaks)
 
     run(main)
 
@@ -415,56 +505,56 @@ def test_a_reply_of_12_tokens_is_whole_after_whichever_byte_it_is_cut(
     framing: Framing, how: How
 ) -> None:
     server = Server(framing=framing)
-    cut_at_each(server, range(size(server) + 1), how)
+    cut_each(server, ([Break(at, how)] for at in range(size(server) + 1)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "replay"])
+def test_however_a_reply_is_taken_up_it_is_whole_after_whichever_byte_it_is_cut(way: str) -> None:
+    server = Server(way=way)
+    cut_each(server, ([Break(at, HOWS[at % 2])] for at in range(size(server) + 1)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("answer", ANSWERS)
-@pytest.mark.parametrize("how", HOWS)
-def test_whatever_a_reply_says_it_is_whole_or_interrupted_with_all_that_came(
-    how: How, answer: str
-) -> None:
-    # Close and reset at every second offset each: what differs between them is not the answer.
+def test_whatever_a_reply_says_it_is_whole_or_interrupted_with_all_that_came(answer: str) -> None:
     server = Server(answer)
-    cut_at_each(server, range(HOWS.index(how), size(server) + 1, 2), how)
+    cut_each(server, ([Break(at, HOWS[at % 2])] for at in range(size(server) + 1)))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", range(4))
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_a_reply_of_100_tokens_that_is_cut_five_times_is_whole(framing: Framing) -> None:
+def test_a_reply_of_100_tokens_that_is_cut_five_times_is_whole(framing: Framing, part: int) -> None:
     """Five cuts in each reply, in any order; each offset is one of them in one reply."""
     server = Server(framing=framing, tokens=100)
     breaks = [Break(at, HOWS[at % 2]) for at in range(size(server) + 1)]
     random.Random(f"cuts of {framing}").shuffle(breaks)
-
-    async def main() -> None:
-        for first in range(0, len(breaks), 5):
-            await cut_and_check(server, *breaks[first : first + 5])
-
-    run(main)
+    cut_each(server, (breaks[first : first + 5] for first in range(5 * part, len(breaks), 20)))
 
 
 # A sample of them
 
-LIMIT = settings(max_examples=min(settings().max_examples // 2, 5_000))
+LIMIT = settings(max_examples=min(settings().max_examples // 2, 4_000))
 
 
-def breaks_of(server: Server, most: int) -> st.SearchStrategy[list[Break]]:
+@st.composite
+def cases(
+    draw: st.DrawFn, answers: Sequence[str | None], tokens: int, most: int
+) -> tuple[Server, list[Break]]:
+    """A server, and at most so many breaks."""
+    server = Server(
+        draw(st.sampled_from(answers)),
+        draw(st.sampled_from(FRAMINGS)),
+        draw(st.sampled_from(list(WAYS))),
+        tokens,
+    )
     break_ = st.builds(Break, st.integers(0, size(server)), st.sampled_from(HOWS))
-    return st.lists(break_, min_size=1, max_size=most)
-
-
-servers = st.builds(Server, st.sampled_from([None, *ANSWERS]), st.sampled_from(FRAMINGS)).flatmap(
-    lambda server: st.tuples(st.just(server), breaks_of(server, 9))
-)
-
-long_servers = st.builds(Server, framing=st.sampled_from(FRAMINGS), tokens=st.just(100)).flatmap(
-    lambda server: st.tuples(st.just(server), breaks_of(server, 7))
-)
+    return server, draw(st.lists(break_, min_size=1, max_size=most))
 
 
 @LIMIT
-@given(servers)
+@given(cases([None, *ANSWERS], tokens=12, most=9))
 def test_a_reply_that_is_cut_somewhere_is_whole_or_interrupted_with_all_that_came(
     case: tuple[Server, list[Break]],
 ) -> None:
@@ -472,7 +562,7 @@ def test_a_reply_that_is_cut_somewhere_is_whole_or_interrupted_with_all_that_cam
 
 
 @settings(LIMIT, max_examples=max(20, LIMIT.max_examples // 10))
-@given(long_servers)
+@given(cases([None], tokens=100, most=7))
 def test_a_long_reply_that_is_cut_here_and_there_is_whole(
     case: tuple[Server, list[Break]],
 ) -> None:
@@ -492,13 +582,13 @@ def test_over_tcp_a_reply_that_is_cut_is_whole_or_interrupted_with_what_came(
     async def main() -> None:
         for break_ in breaks:
             network = Network(server.fake(), [break_])
-            told = await ask(network, tcp=True)
+            told = await ask(network, resume=server.policy, tcp=True)
             if told.error is None:
                 assert channels_of(told.events) == server.intended(len(network.connections))
             else:
                 assert type(told.error) is StreamInterrupted
                 assert told.error.partial == told.reply.text
-                came = received(bytes(network.connections[0].sent)).channels
+                came = received(events_in(bytes(network.connections[0].sent))).channels
                 assert came[0, "text"].startswith(told.reply.text)
                 assert answer in SAMPLED
 
