@@ -91,7 +91,7 @@ async def test_the_openai_sdk_talks_to_it_and_each_request_is_one_line() -> None
             assert await ask(client) == 7
             with pytest.raises(openai.AuthenticationError):
                 await ask(stranger)
-        await gateway.until_printed("401")
+        await gateway.until_printed(r" 401$")  # not a part of the port
         assert gateway.log == [
             "POST /v1/chat/completions 200 key 1 7 tokens",
             "POST /v1/chat/completions 401",
