@@ -27,12 +27,17 @@ class Reader:
     def feed(self, *deltas: Delta | str) -> None:
         for delta in deltas:
             new = self.delivered.new_part(Delta(text=delta) if isinstance(delta, str) else delta)
-            if new is not None:
-                self._take(new)
+            for part in (*self.delivered.no_longer_held_back(), new):
+                if part is not None:
+                    self._take(part)
 
     def feed_whole(self, *deltas: Delta | str) -> None:
         self.feed(*deltas)
-        self.delivered.end_attempt()
+        self.end()
+
+    def end(self) -> None:
+        for part in self.delivered.end_attempt():
+            self._take(part)
 
     def _take(self, new: Delta) -> None:
         self._add((new.choice, "text"), new.text)
@@ -132,7 +137,7 @@ def test_any_cuts_of_any_attempts_give_every_character_exactly_once(data: st.Dat
         if number:
             reader.delivered.begin_attempt()
         reader.feed(*deltas)
-    reader.delivered.end_attempt()
+    reader.end()
 
     assert reader.parts == answer.parts
     assert sorted(reader.finish_reasons) == [(n, "stop") for n in range(len(answer.texts))]
@@ -235,7 +240,7 @@ def test_after_a_restart_the_next_answer_is_matched_against_the_new_text_alone()
     reader.feed("Once", stop())
     reader.delivered.restart()
     assert not reader.delivered.content
-    assert reader.delivered.finish_reason is None
+    assert reader.delivered.finish_reasons == []
     reader.feed("Long ago")
     reader.delivered.begin_attempt()
     with pytest.raises(Diverged):
@@ -243,20 +248,40 @@ def test_after_a_restart_the_next_answer_is_matched_against_the_new_text_alone()
 
 
 @pytest.mark.parametrize(
-    ("deltas", "reason"),
+    ("deltas", "reasons"),
     [
-        ([], None),
-        (["text"], None),
-        ([stop(reason="length")], "length"),
-        ([stop(2, "length"), stop(1, "stop")], "stop"),
+        ([], []),
+        (["text"], []),
+        ([stop(reason="length")], ["length"]),
+        ([stop(2, "length"), "text", stop(1, "stop")], ["stop", "length"]),
     ],
 )
-def test_the_finish_reason_is_that_of_the_first_choice_that_has_one(
-    deltas: list[Delta | str], reason: str | None
+def test_finish_reasons_are_in_the_order_of_the_choices(
+    deltas: list[Delta | str], reasons: list[str]
 ) -> None:
     reader = Reader()
     reader.feed(*deltas)
-    assert reader.delivered.finish_reason == reason
+    assert reader.delivered.finish_reasons == reasons
+
+
+def test_the_finish_reason_of_what_may_be_an_empty_answer_is_held_back() -> None:
+    reader = Reader()
+    reader.feed(stop())
+    assert reader.finish_reasons == []
+    reader.delivered.begin_attempt()
+    reader.feed("Once")
+    reader.delivered.begin_attempt()
+    reader.feed_whole("Once upon", stop(reason="length"))
+    assert (reader.text, reader.finish_reasons) == ("Once upon", [(0, "length")])
+
+
+def test_what_was_held_back_comes_with_content_or_at_the_end() -> None:
+    reader = Reader()
+    reader.feed(stop(1), "Once")
+    assert reader.finish_reasons == [(1, "stop")]
+    reader = Reader()
+    reader.feed_whole(stop(reason="length"))
+    assert reader.finish_reasons == [(0, "length")]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,12 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gz_trio import APIConnectionError, GatewayError, ProtocolError
-from gz_trio._transport.httpx import REQUESTS_PER_CLIENT, HttpxTransport, open_httpx_transport
+from gz_trio._transport.httpx import (
+    DECOMPRESSED_BYTES,
+    REQUESTS_PER_CLIENT,
+    HttpxTransport,
+    open_httpx_transport,
+)
 from gz_trio._transport.interface import Request, Response
 from gz_trio.testing import Cut, Drip, FakeGateway, Reset, Stall, Status
 from gz_trio.testing._memory import HttpxModule
@@ -129,6 +134,22 @@ async def test_a_body_is_decompressed_however_it_is_cut(
         assert await read(response) == b"Once upon a time"
         await response.aclose()
     assert fake.requests[0].headers["accept-encoding"] == "gzip"
+
+
+async def test_what_a_few_bytes_decompress_to_comes_in_pieces(module: Httpx) -> None:
+    body = b"Once upon a time" * 1_000_000
+    fake = FakeGateway()
+    fake.fault(
+        Status(200, headers={"content-encoding": "gzip"}, body=gzip.compress(body)), times=None
+    )
+    async with transport_to(fake, module) as transport:
+        response = await transport.send(request_to(fake.base_url, fake.key))
+        pieces: list[bytes] = []
+        while piece := await response.receive():
+            pieces.append(piece)
+        await response.aclose()
+    assert max(map(len, pieces)) <= DECOMPRESSED_BYTES
+    assert b"".join(pieces) == body
 
 
 async def test_no_connection_asks_for_the_base_url(

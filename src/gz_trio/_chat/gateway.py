@@ -27,6 +27,7 @@ from .remembering import Remembering, open_remembering
 from .reply import Reply
 from .saving import Saver
 from .session import Session
+from .telemetry import ReplyTelemetry
 
 KeyHeader = Literal["Authorization", "x-api-key", "api-key"]
 """The header that carries the key: OpenAI's, Anthropic's, Azure's."""
@@ -201,6 +202,7 @@ class Gateway:
             settings=settings,
             now=self._now,
             buffer=buffer,
+            telemetry=ReplyTelemetry(body, self._origin),
         )
         reply = Reply(model, buffer, receiver)
         async with Background("reply") as nursery:

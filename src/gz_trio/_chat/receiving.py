@@ -43,6 +43,7 @@ from .attempts import Attempt, Timing
 from .bodies import read_body, read_error_body
 from .buffer import EventBuffer
 from .recovering import Recovering
+from .telemetry import ReplyTelemetry
 
 GOODBYE_SECONDS = 1.0
 
@@ -69,6 +70,7 @@ class Receiver:
         settings: How often to retry, and how long to wait.
         now: Unix time in seconds.
         buffer: What is filled.
+        telemetry: What is told of it.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Receiver:
         settings: ReplySettings,
         now: Callable[[], float],
         buffer: EventBuffer,
+        telemetry: ReplyTelemetry,
     ) -> None:
         self._transport = transport
         self._origin = origin
@@ -92,6 +95,7 @@ class Receiver:
         self._timeouts = settings.timeouts
         self._now = now
         self._buffer = buffer
+        self._telemetry = telemetry
         self._recovering = Recovering(
             authenticator,
             origin=origin,
@@ -113,7 +117,8 @@ class Receiver:
         # What a reader gets who waits while this task crashes.
         end: Exception | None = APIConnectionError("the reply's background task has failed")
         try:
-            await self._receive_all()
+            with self._telemetry.receiving():
+                await self._receive_all()
             end = None
         except GatewayError as error:
             end = error
@@ -128,6 +133,12 @@ class Receiver:
             now = trio.current_time()
             self._unpause(now)
             self.timing.ended = now - self.timing.started
+            self._telemetry.ended(
+                error,
+                self.timing,
+                finish_reasons=self._resumption.finish_reasons,
+                usage=self._last_usage,
+            )
 
     async def _receive_all(self) -> None:
         request = self._resumption.next_request()
@@ -139,15 +150,32 @@ class Receiver:
                 await self._try_once(key, request, attempt)
                 return
             except _AskDifferently as refusal:
-                attempt.cause = refusal.error
                 request = self._next_request(refusal.error)
             except _ErrorFrame as frame:
-                attempt.cause = frame.error
                 self._resumption.ended_early(frame.error)
                 request = await self._recover(attempt, frame.error, in_frame=True)
             except GatewayError as error:
-                attempt.cause = error
                 request = await self._recover(attempt, error, in_frame=False)
+
+    async def _try_once(  # noqa: ASYNC910 - one, unless `_ask` fails before its own
+        self, key: Key, request: NextRequest, attempt: Attempt
+    ) -> None:
+        """One request, to the end of its answer; raises what ended it early."""
+        repeated_before = self._resumption.repeated
+        with self._telemetry.attempt(attempt):
+            try:
+                await self._ask(key, request, attempt)
+            except _AttemptError as failure:
+                attempt.cause = failure.error
+                raise
+            except GatewayError as error:
+                attempt.cause = error
+                raise
+            finally:
+                attempt.ended = trio.current_time()
+                attempt.repeated = self._resumption.repeated - repeated_before
+                if self._total_left is not None:
+                    self._total_left -= attempt.ended - attempt.started
 
     def _next_request(self, failure: GatewayError) -> NextRequest:
         try:
@@ -172,17 +200,17 @@ class Receiver:
         await self._recovering.carry_out(step)
         return request
 
-    async def _try_once(self, key: Key, request: NextRequest, attempt: Attempt) -> None:
-        """One request, to the end of its answer; raises what ended it early."""
+    async def _ask(self, key: Key, request: NextRequest, attempt: Attempt) -> None:
         first_token_by = attempt.started + (self._timeouts.first_token or inf)
         total_by = attempt.started + (inf if self._total_left is None else self._total_left)
-        repeated_before = self._resumption.repeated
+        headers = {**self._telemetry.headers(), **request.headers}
         response: Response | None = None
         try:
             with self._time_limit("first_token", first_token_by, total_by):
                 response = await self._transport.send(
-                    self._make_request(key, content=request.content, headers=request.headers)
+                    self._make_request(key, content=request.content, headers=headers)
                 )
+            self._telemetry.responded(response.status)
             if not 200 <= response.status < 300:
                 raise self._response_error(response, await read_error_body(response))
             content_type = response.headers.get("content-type", "text/event-stream")
@@ -190,7 +218,7 @@ class Receiver:
             if kind == "application/json":
                 with self._time_limit("first_token", first_token_by, total_by):
                     body = await read_body(response)
-                self._begin(None, attempt)
+                self._begin(None, body, attempt)
                 items = self._resumption.decoder.decode_completion(body)
                 self._take(items, attempt, len(body))
                 self._finish()
@@ -213,10 +241,6 @@ class Receiver:
                 "the reply broke, and when it was asked for again the answer was a different one"
             ) from None
         finally:
-            attempt.ended = trio.current_time()
-            attempt.repeated = self._resumption.repeated - repeated_before
-            if self._total_left is not None:
-                self._total_left -= attempt.ended - attempt.started
             if response is not None:
                 await response.aclose()
 
@@ -298,9 +322,10 @@ class Receiver:
 
     # What came
 
-    def _begin(self, event: ServerSentEvent | None, attempt: Attempt) -> None:
+    def _begin(self, event: ServerSentEvent | None, data: bytes, attempt: Attempt) -> None:
         if not self._resumption.begin(event):
             return
+        self._telemetry.answered(data)
         attempt.resumed_by = self._resumption.way
         if attempt.resumed_by in ("replay", None):
             self.details = MessageBuilder()
@@ -309,7 +334,7 @@ class Receiver:
         """Give the reader what is new in `event`. Whether the stream said that it is done."""
         resumption = self._resumption
         if not resumption.begun:
-            self._begin(event, attempt)
+            self._begin(event, event.data, attempt)
         if resumption.begun and resumption.is_repeat(event):
             self._accept(attempt)
             return False
@@ -351,15 +376,18 @@ class Receiver:
     def _give(self, part: Delta | Restarted, size: int | None = None) -> None:
         if isinstance(part, Restarted):
             self._recovering.restarted()
-            self._buffer.put(part)
+            self._tell(part)
             return
         now = trio.current_time()
         self._last_usage = part.usage or self._last_usage
         if self._unpause(now):
-            self._buffer.put(Resumed())
+            self._tell(Resumed())
         if part.text or part.reasoning or part.tool_calls:
             self._recovering.progressed()
+            is_first = self.timing.first_token is None
             self.timing.token_came(now)
+            if is_first:
+                self._telemetry.first_token(now - self.timing.started)
         self._buffer.put(part, len(part.raw) if size is None else size)
 
     def _finish(self) -> None:
@@ -379,6 +407,10 @@ class Receiver:
     def _pause(self, event: Paused | RateLimited) -> None:
         if self._paused_at is None:
             self._paused_at = trio.current_time()
+        self._tell(event)
+
+    def _tell(self, event: Paused | RateLimited | Resumed | Restarted) -> None:
+        self._telemetry.announced(event)
         self._buffer.put(event)
 
     def _unpause(self, now: float) -> bool:
@@ -389,15 +421,16 @@ class Receiver:
         return True
 
 
-class _ErrorFrame(Exception):
-    """An error that came as a frame of the stream, not as a status."""
+class _AttemptError(Exception):
+    """An attempt has ended early, by `error`."""
 
     def __init__(self, error: GatewayError) -> None:
         self.error = error
 
 
-class _AskDifferently(Exception):
+class _ErrorFrame(_AttemptError):
+    """The error came as a frame of the stream, not as a status."""
+
+
+class _AskDifferently(_AttemptError):
     """The server does not take the request as it is, but may take another one."""
-
-    def __init__(self, error: GatewayError) -> None:
-        self.error = error

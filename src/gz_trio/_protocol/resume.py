@@ -84,7 +84,7 @@ class Delivered:
         self._tool_calls: set[tuple[int, int]] = set()
         self._raw_events: Counter[RawEvent] = Counter()
         self._raw_events_repeated: Counter[RawEvent] = Counter()
-        self._may_go_on = False
+        self._held_back: list[Delta] = []
         self._reasoning_is_over = False
         self._last_kind = ""
         self.repeating = False
@@ -96,9 +96,10 @@ class Delivered:
         return bool(self._channels or self._tool_calls)
 
     @property
-    def finish_reason(self) -> str | None:
-        """The finish reason of the first choice, or of the only one that has one."""
-        return next((reason for _, reason in sorted(self._finish_reasons.items())), None)
+    def finish_reasons(self) -> list[str]:
+        """The finish reason of each choice that has one, in the choices' order."""
+        held = {delta.choice: delta.finish_reason or "" for delta in self._held_back}
+        return [reason for _, reason in sorted((held | self._finish_reasons).items())]
 
     @property
     def tool_calls(self) -> bool:
@@ -127,8 +128,7 @@ class Delivered:
     def begin_attempt(self) -> None:
         """The same request was sent again: what follows begins anew."""
         self._reasoning_is_over = False
-        # What ended without any content was an empty reply: asked for again, it may have some.
-        self._may_go_on = not self.content
+        self._held_back = []
         self.repeating = self.content or bool(self._finish_reasons)
         self._raw_events_repeated.clear()
         for channel in self._channels.values():
@@ -140,7 +140,6 @@ class Delivered:
         Args:
             echo: Whether that comes first once more.
         """
-        self._may_go_on = False
         # Thoughts of a second run do not lead to the text of the first.
         self._reasoning_is_over = (0, "reasoning", 0) in self._channels
         text = self._channels[0, "text", 0]
@@ -154,7 +153,7 @@ class Delivered:
         self._tool_calls.clear()
         self._raw_events.clear()
         self._raw_events_repeated.clear()
-        self._may_go_on = False
+        self._held_back = []
         self._reasoning_is_over = False
         self._last_kind = ""
         self.repeating = False
@@ -170,10 +169,18 @@ class Delivered:
     def new_part(self, delta: Delta) -> Delta | None:
         """What of `delta` the reader has not got yet; `None` where that is nothing.
 
+        A finish reason that comes before any content is held back: it may be that of an empty
+        reply, which is asked for again.
+
         Raises:
             Diverged: It says something else than what was delivered.
         """
         choice = delta.choice
+        if delta.finish_reason is not None and not (
+            delta.text or delta.reasoning or delta.tool_calls or self.content
+        ):
+            self._held_back.append(delta)
+            return None
         text = self._new_text((choice, "text", 0), delta.text)
         reasoning = self._new_text((choice, "reasoning", 0), delta.reasoning)
         tool_calls = tuple(
@@ -186,7 +193,7 @@ class Delivered:
             return delta
         self.repeating = bool(self._finish_reasons or self._tool_calls) or self._behind()
         goes_on = choice in self._finish_reasons and finish_reason is None
-        if goes_on and (text or reasoning or tool_calls) and not self._may_go_on:
+        if goes_on and (text or reasoning or tool_calls):
             raise Diverged
         if not (text or reasoning or tool_calls or finish_reason or delta.usage):
             return None
@@ -206,14 +213,25 @@ class Delivered:
             raw=b"",
         )
 
-    def end_attempt(self) -> None:
-        """The second answer is complete.
+    def no_longer_held_back(self) -> list[Delta]:
+        """What was held back, once content has come."""
+        return self._release() if self._held_back and self.content else []
+
+    def end_attempt(self) -> list[Delta]:
+        """The answer is complete; what was held back of it.
 
         Raises:
             Diverged: It ended before the first one's length.
         """
         if self._behind():
             raise Diverged
+        return self._release()
+
+    def _release(self) -> list[Delta]:
+        held, self._held_back = self._held_back, []
+        for delta in held:
+            self._new_finish_reason(delta)
+        return held
 
     def _behind(self, choice: int | None = None) -> bool:
         """Whether this attempt has yet to repeat something, of one choice or of any."""
@@ -252,8 +270,7 @@ class Delivered:
             return None
         if self._behind(delta.choice):
             raise Diverged
-        known = self._finish_reasons.get(delta.choice)
-        if known is not None and (known == delta.finish_reason or not self._may_go_on):
+        if delta.choice in self._finish_reasons:
             return None
         self._finish_reasons[delta.choice] = delta.finish_reason
         return delta.finish_reason

@@ -116,8 +116,13 @@ class Resumption:
 
     @property
     def finish_reason(self) -> str | None:
-        """The finish reason of the first choice, or of the only one that has one."""
-        return self._delivered.finish_reason
+        """The finish reason of the first choice, or of the first one that has one."""
+        return next(iter(self._delivered.finish_reasons), None)
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        """The finish reason of each choice that has one, in the choices' order."""
+        return self._delivered.finish_reasons
 
     @property
     def repeated(self) -> int:
@@ -296,7 +301,8 @@ class Resumption:
         if new is None:
             return ()
         self._tokens += bool(new.text or new.reasoning)
-        return (new,)
+        held = self._delivered.no_longer_held_back()
+        return (*held, new) if held else (new,)
 
     def is_new(self, event: RawEvent) -> bool:
         """Whether the reader has not got this event yet."""
@@ -309,10 +315,9 @@ class Resumption:
             Diverged: It ended before the first one's length, and the reply may not start over.
         """
         try:
-            self._delivered.end_attempt()
+            return tuple(self._delivered.end_attempt())
         except Diverged:
             return self._restarted()
-        return ()
 
     def _restarted(self) -> tuple[Delta | Restarted, ...]:
         if self._is_continuation:  # Half an answer is nothing to start over with.

@@ -26,6 +26,9 @@ CLOSE_SECONDS = 5.0
 
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
 
+DECOMPRESSED_BYTES = 64 * 1024
+"""At most so much at once: a few bytes may be compressed gigabytes, and readers may pause."""
+
 REQUESTS_PER_CLIENT = 8
 """Each request makes httpcore look at all connections of its pool, several times over."""
 
@@ -136,6 +139,7 @@ class HttpxResponse:
         self._chunks = aiter(cast("httpx.AsyncByteStream", response.stream))
         self._coding = response.headers.get("content-encoding", "identity").strip().lower()
         self._decompressor = zlib.decompressobj(_GZIP_OR_ZLIB)
+        self._more_to_decompress = False
 
     @property
     def status(self) -> int:
@@ -150,6 +154,9 @@ class HttpxResponse:
     async def receive(self) -> bytes:
         """The next bytes of the body; see `Response.receive`."""
         with self._transport.errors_mapped(self._url):
+            if self._more_to_decompress and (data := self._decompress(b"")):
+                await trio.lowlevel.checkpoint()
+                return data
             async for chunk in self._chunks:
                 if data := self._decoded(chunk):
                     return data
@@ -157,10 +164,16 @@ class HttpxResponse:
 
     def _decoded(self, chunk: bytes) -> bytes:
         if self._coding in ("gzip", "x-gzip", "deflate"):
-            return self._decompressor.decompress(chunk)
+            return self._decompress(chunk)
         if self._coding in ("identity", ""):
             return chunk
         raise ProtocolError(f"{origin_of(self._url)} compresses in a way that was not asked for")
+
+    def _decompress(self, chunk: bytes) -> bytes:
+        chunk = self._decompressor.unconsumed_tail + chunk
+        data = self._decompressor.decompress(chunk, DECOMPRESSED_BYTES)
+        self._more_to_decompress = len(data) == DECOMPRESSED_BYTES
+        return data
 
     async def aclose(self) -> None:
         """Close the response, in a bounded time even if cancelled. Call it once."""
