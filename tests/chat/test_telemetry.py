@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -40,6 +42,7 @@ from tests.telemetry import (
     told,
 )
 
+ROOT = Path(__file__).parents[2]
 ORIGIN = "https://gateway.example"
 BODY: dict[str, object] = {
     "model": "fake-model",
@@ -624,3 +627,28 @@ def test_chats_work_and_are_silent_without_it(before: str) -> None:
         [sys.executable, "-c", before + ASK], capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.stderr, done.returncode) == ("True\nAuthenticationError\n", "", 0)
+
+
+# The page
+
+
+def test_the_page_has_every_name_that_is_told() -> None:
+    page = (ROOT / "docs" / "telemetry.md").read_text(encoding="utf-8")
+    modules = ("_telemetry.py", "_auth/telemetry.py", "_chat/telemetry.py")
+    names = {
+        name
+        for module in modules
+        for name in re.findall(
+            r'"((?:gen_ai|gz_trio|http|server|error)\.[a-z_.]+)"',
+            (ROOT / "src" / "gz_trio" / module).read_text(encoding="utf-8"),
+        )
+    }
+    assert len(names) > 50
+    assert sorted(names - set(re.findall(r"`([a-z_.]+)`", page))) == []
+
+
+def test_the_page_has_every_metric_with_its_unit() -> None:
+    page = (ROOT / "docs" / "telemetry.md").read_text(encoding="utf-8")
+    section = page.partition("### Metrics")[2].partition("## Log records")[0]
+    rows = re.findall(r"^\| `([a-z_.]+)` \| (\S+) \|", section, re.MULTILINE)
+    assert rows == [(metric.name, metric.unit) for metric in _telemetry.HISTOGRAMS]
