@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -131,6 +135,212 @@ async def test_what_is_new_on_one_choice_is_given_before_another_diverges(
     assert "".join(delta.text for delta in after if delta.choice == 1) == "y"
 
 
+# Where the second answer is another one
+
+FAMILY, OTHER_FAMILY = "\U0001f469\u200d\U0001f467", "\U0001f469\u200d\U0001f466"
+
+
+def event(content: str, choice: int = 0) -> Delta:
+    """A token whose event is what `json` makes of it: ASCII, with surrogates for an emoji."""
+    chunk = {"choices": [{"index": choice, "delta": {"content": content}}]}
+    return Delta(text=content, choice=choice, raw=json.dumps(chunk).encode())
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first answer, of which `delivered` tokens come, and the second."""
+
+    first: list[str | Delta]
+    delivered: int
+    second: list[str | Delta]
+
+
+DIVERGENCES: dict[str, Divergence] = {
+    "at the first character": Divergence(["Once", " upon"], 1, ["Twice", " upon"]),
+    "at the first character, in its case": Divergence(["Once", " upon"], 1, ["once", " upon"]),
+    "at the last character": Divergence(["Once", " upon", " a"], 2, ["Once", " upom", " a"]),
+    "within a token, cut elsewhere": Divergence(["Once upon a"], 1, ["On", "ce u", "pin a"]),
+    "in the second byte of a character": Divergence(["caf", "\u00e9", "s"], 2, ["caf\u00e8s"]),
+    "in the fourth byte of an emoji": Divergence(["a ", "\U0001f98a", "!"], 2, ["a \U0001f98b!"]),
+    "in the second surrogate of an emoji": Divergence(
+        [event("a "), event("\U0001f98a"), event("!")], 2, [event("a \U0001f98b!")]
+    ),
+    "in the last code point of an emoji": Divergence([FAMILY, "."], 1, [OTHER_FAMILY, "."]),
+    "by a code point that joins on": Divergence(["\U0001f469", "."], 1, ["\U0001f468", "."]),
+    "in its accents' normal form": Divergence(["\u00e9", "t\u00e9"], 1, ["e\u0301", "te\u0301"]),
+    "in the kind of line": Divergence(["one\n", "two"], 1, ["one\r\n", "two"]),
+    "in a space at the end": Divergence(["one ", "two"], 1, ["one", "\u00a0two"]),
+    "shorter": Divergence(["Once", " upon", " a"], 2, ["Once"]),
+    "shorter by one character": Divergence(["Once", " upon", " a"], 2, ["Once", " upo"]),
+    "without any text": Divergence(["Once", " upon"], 1, [Delta(reasoning="I had better not.")]),
+    "in the reasoning": Divergence(
+        [Delta(reasoning="Hm"), Delta(reasoning=", so"), "Yes", "."],
+        3,
+        [Delta(reasoning="Hm, no"), "Yes", "."],
+    ),
+    "in the reasoning, which is shorter": Divergence(
+        [Delta(reasoning="Hm"), Delta(reasoning=", so"), "Yes", "."],
+        3,
+        [Delta(reasoning="Hm"), "Yes", "."],
+    ),
+    "with the reasoning as text": Divergence(
+        [Delta(reasoning="Hm"), Delta(text="Yes"), "."], 2, ["Hm", "Yes", "."]
+    ),
+    "in the second choice alone": Divergence(
+        ["same", Delta(text="one", choice=1), " here"],
+        2,
+        ["same", Delta(text="two", choice=1), " here"],
+    ),
+    "in the second choice alone, which is shorter": Divergence(
+        ["same", Delta(text="one", choice=1), Delta(text=" two", choice=1), " here"],
+        3,
+        ["same", Delta(text="one", choice=1), " here"],
+    ),
+    "in the number of choices": Divergence(
+        ["same", Delta(text="one", choice=1), " here"], 2, ["same", " here"]
+    ),
+}
+
+each_divergence = pytest.mark.parametrize("divergence", DIVERGENCES.values(), ids=[*DIVERGENCES])
+
+Content = dict[tuple[int, str], str]
+
+
+def content_of(deltas: Iterable[str | Delta]) -> Content:
+    """Text and reasoning by choice."""
+    content: defaultdict[tuple[int, str], str] = defaultdict(str)
+    for delta in deltas:
+        if isinstance(delta, str):
+            content[0, "text"] += delta
+        else:
+            content[delta.choice, "text"] += delta.text
+            content[delta.choice, "reasoning"] += delta.reasoning
+    return {channel: text for channel, text in content.items() if text}
+
+
+def diverging(divergence: Divergence) -> FakeGateway:
+    def answer(_: object, attempt: int) -> list[str | Delta]:
+        return divergence.first if attempt == 1 else divergence.second
+
+    fake = FakeGateway(answer=answer)
+    fake.fault(Cut(), token=divergence.delivered, request=1)
+    return fake
+
+
+@each_divergence
+async def test_a_reply_that_diverges_raises_by_default_with_the_partial_text(
+    autojump_clock: MockClock, divergence: Divergence
+) -> None:
+    delivered = content_of(divergence.first[: divergence.delivered])
+    second = content_of(divergence.second)
+    fake = diverging(divergence)
+    async with open_over(fake) as gateway:
+        told = await tell(gateway)
+    assert type(told.error) is StreamInterrupted
+    assert told.error.partial == told.reply.text == told.text
+    got = content_of(deltas_of(told))
+    for channel, text in delivered.items():
+        if second.get(channel, "").startswith(text):
+            # It goes on alike here, and what is new may be given before it diverges elsewhere.
+            assert got[channel].startswith(text)
+            assert second[channel].startswith(got[channel])
+        else:
+            assert got[channel] == text
+    assert [type(event) for event in told.happened if event != Resumed()] == [Paused]
+    assert (len(fake.requests), told.reply.complete) == (2, False)
+
+
+@each_divergence
+async def test_a_reply_that_diverges_restarts_once_where_it_may_and_has_the_second_text(
+    autojump_clock: MockClock, divergence: Divergence
+) -> None:
+    second = content_of(divergence.second)
+    fake = diverging(divergence)
+    async with open_over(fake, resume=RESTART) as gateway:
+        told = await tell(gateway)
+    assert told.error is None
+    assert told.events.count(Restarted()) == 1
+    anew = told.events[told.events.index(Restarted()) + 1 :]
+    assert content_of(event for event in anew if isinstance(event, Delta)) == second
+    assert told.reply.text == second.get((0, "text"), "")
+    assert (told.reply.message["content"] or "") == told.reply.text
+    assert isinstance(told.events[-1], Finished)
+    assert (len(fake.requests), told.reply.complete) == (2, True)
+
+
+@pytest.mark.parametrize("resume", [None, RESTART])
+async def test_new_text_of_a_second_answer_counts_as_delivered_when_a_third_diverges(
+    autojump_clock: MockClock, resume: ResumePolicy | None
+) -> None:
+    answers = [["Once", " upon", " a"], ["Once", " upon", " a", " time"], ["Once", " upon", " it"]]
+    fake = FakeGateway(answer=lambda _, attempt: answers[min(attempt, 3) - 1])
+    fake.fault(Cut(), token=2, request=1)
+    fake.fault(Cut(), token=3, request=2)
+    async with open_over(fake, resume=resume) as gateway:
+        told = await tell(gateway)
+    if resume is None:
+        assert type(told.error) is StreamInterrupted
+        assert told.error.partial == told.text == "Once upon a"
+    else:
+        assert told.events.count(Restarted()) == 1
+        assert told.text == told.reply.text == "Once upon it"
+
+
+async def test_a_second_answer_that_breaks_too_is_what_the_third_is_matched_against(
+    autojump_clock: MockClock,
+) -> None:
+    """One restart: the third answer is the second."""
+    first, second = ["Once", " upon", " a", " time"], ["Long", " ago", ",", " far"]
+    fake = FakeGateway(answer=lambda _, attempt: first if attempt == 1 else second)
+    fake.fault(Cut(), token=2, request=1)
+    fake.fault(Cut(), token=3, request=2)
+    async with open_over(fake, resume=RESTART) as gateway:
+        told = await tell(gateway)
+    assert told.error is None
+    assert told.events.count(Restarted()) == 1
+    assert told.text == told.reply.text == "Long ago, far"
+    assert len(fake.requests) == 3
+
+
+@pytest.mark.parametrize("cut_second", range(6))
+@pytest.mark.parametrize("text", ["a \U0001f98a\U0001f98b b", f"{FAMILY}{OTHER_FAMILY}", "e\u0301"])
+async def test_the_same_text_has_not_diverged_however_its_characters_are_cut_into_events(
+    autojump_clock: MockClock, text: str, cut_second: int
+) -> None:
+    """Within an emoji of several code points too, and with surrogates in the JSON or without."""
+    whole, pieces = [event(text), "."], [*text, "."]
+    in_two = [text[:cut_second], event(text[cut_second:]), "."]
+    answers = [pieces, [part for part in in_two if part], whole]
+    fake = FakeGateway(answer=lambda _, attempt: answers[attempt - 1])
+    fake.fault(Cut(), token=min(cut_second, len(text) - 1), request=1)
+    fake.fault(Cut(), token=1, request=2)
+    async with open_over(fake) as gateway:
+        told = await tell(gateway)
+    assert (told.error, told.text, told.reply.text) == (None, f"{text}.", f"{text}.")
+
+
+HIGH, LOW = event("\ud83e"), event("\udd8a")
+
+
+@pytest.mark.parametrize(
+    ("first", "delivered", "second"),
+    [
+        ([HIGH, LOW, "."], 1, [HIGH, LOW, "."]),
+        ([HIGH, LOW, "."], 1, [event("\U0001f98a"), "."]),
+        ([HIGH, LOW, "."], 2, [event("\U0001f98a"), "."]),
+        ([event("\U0001f98a"), "."], 1, [HIGH, LOW, "."]),
+    ],
+)
+async def test_the_same_emoji_has_not_diverged_where_an_event_holds_half_of_it(
+    autojump_clock: MockClock, first: list[str | Delta], delivered: int, second: list[str | Delta]
+) -> None:
+    """One surrogate each, as engines send it whose tokens end within a character."""
+    fake = diverging(Divergence(first, delivered, second))
+    async with open_over(fake) as gateway:
+        told = await tell(gateway)
+    assert (told.error, told.text, told.reply.text) == (None, "\U0001f98a.", "\U0001f98a.")
+
+
 # Tool calls
 
 
@@ -179,6 +389,42 @@ async def test_a_tool_call_that_was_handed_out_is_never_replayed_silently(
         told = await tell(gateway)
     assert type(told.error) is StreamInterrupted
     assert Restarted() not in told.events
+
+
+@pytest.mark.parametrize(
+    ("delivered", "second"),
+    [
+        (1, ["I will not look."]),
+        (2, ["Let me look.", *tool_call('{"city', '": "Bonn"}', call_id="2")]),
+        (2, ["I look.", *tool_call('{"city', '": "Ulm"}', call_id="2")]),
+        (3, ["I look.", *tool_call('{"town', '": "Bonn"}', call_id="2")]),
+        (3, ["I look.", *tool_call('{"city', '": "Bonn"}', call_id="2", name="map")]),
+        (3, ["I look.", *tool_call('{"city"', call_id="2")]),
+        (3, ["I look."]),
+    ],
+)
+@pytest.mark.parametrize("resume", [None, RESTART])
+async def test_a_reply_that_diverges_takes_no_tool_call_back_and_hands_none_out_twice(
+    autojump_clock: MockClock,
+    resume: ResumePolicy | None,
+    delivered: int,
+    second: list[str | Delta],
+) -> None:
+    """Where one was begun, there is no restart: somebody may have acted on it."""
+    calls = tool_call('{"city', '": "Bonn"}', call_id="1")
+    first: list[str | Delta] = ["I look.", *calls, "There."]
+    fake = FakeGateway(answer=lambda _, attempt: first if attempt == 1 else second)
+    fake.fault(Cut(), token=delivered, request=1)
+    async with open_over(fake, resume=resume) as gateway:
+        told = await tell(gateway)
+    ids = [piece.id for delta in deltas_of(told) for piece in delta.tool_calls if piece.id]
+    if delivered == 1:  # text alone
+        assert isinstance(told.error, StreamInterrupted) is (resume is None)
+        assert told.events.count(Restarted()) == (resume is RESTART)
+        return
+    assert Restarted() not in told.events
+    assert ids == ["1"]
+    assert told.error is not None or told.reply.message["tool_calls"]
 
 
 # What a reply tells in the end
