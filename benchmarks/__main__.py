@@ -7,17 +7,31 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import trio
 
-from .rotation import CLIENT_CORE, SCENARIOS, Load, Row, pin
+from .paused import gz_trio_many_paused, gz_trio_paused
+from .rotation import CLIENT_CORE, Load, Row, gz_trio_rotation, gz_trio_steady, httpx_steady, pin
 
 RESULTS = Path(__file__).parent / "results"
 
-QUICK = Load(streams=1000, tokens=40, token_interval=0.5, slope_seconds=5)
-FULL = Load(streams=1000, tokens=120, token_interval=0.5, slope_seconds=30)
+SCENARIOS: tuple[Callable[[Load], Awaitable[Row]], ...] = (
+    httpx_steady,
+    gz_trio_steady,
+    gz_trio_rotation,
+    gz_trio_paused,
+    gz_trio_many_paused,
+)
+
+QUICK = Load(
+    streams=1000, tokens=40, token_interval=0.5, slope_seconds=5, paused_token_characters=10_000
+)
+FULL = Load(
+    streams=1000, tokens=120, token_interval=0.5, slope_seconds=30, paused_token_characters=30
+)
 
 
 def machine() -> dict[str, str]:
@@ -42,7 +56,7 @@ def show(row: Row) -> None:
 
 
 def main() -> int:
-    """The exit code: 1 where a stream lost text, or a rotation took more than one refresh."""
+    """The exit code: 1 where a stream lost text, or something took more than it may."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a short run, as CI does it")
     quick: bool = parser.parse_args().quick

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,12 +33,16 @@ OPEN_SECONDS = 60
 
 @dataclass(frozen=True)
 class Load:
-    """How many streams, and how they run: tokens each, seconds between tokens."""
+    """How many streams, and how they run: tokens each, seconds between tokens.
+
+    `paused_token_characters`: of the tokens that are offered to a reader that pauses.
+    """
 
     streams: int
     tokens: int
     token_interval: float
     slope_seconds: float
+    paused_token_characters: int
 
 
 @dataclass
@@ -81,14 +85,18 @@ class Server:
 
 
 @asynccontextmanager
-async def serve(load: Load) -> AsyncGenerator[Server]:
+async def serve(
+    tokens: int, token_interval: float, token_characters: int | None = None
+) -> AsyncGenerator[Server]:
     """Start the server process; stop it at the end."""
     async with trio.open_nursery() as nursery:
         command = [
             *(sys.executable, "-m", "benchmarks.server"),
-            *("--tokens", str(load.tokens)),
-            *("--token-interval", str(load.token_interval)),
+            *("--tokens", str(tokens)),
+            *("--token-interval", str(token_interval)),
         ]
+        if token_characters is not None:
+            command += ["--token-characters", str(token_characters)]
         run = partial(trio.run_process, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         process: trio.Process = await nursery.start(run)
         pin(process.pid, SERVER_CORE)
@@ -153,7 +161,7 @@ async def httpx_steady(load: Load) -> Row:
                         msgspec.json.decode(event.data)
                         counts.tokens += 1
 
-    async with serve(load) as server, trio.open_nursery() as nursery:
+    async with serve(load.tokens, load.token_interval) as server, trio.open_nursery() as nursery:
         clients = [
             httpx.AsyncClient(limits=limits, verify=ssl_context)
             for _ in range(-(-load.streams // 8))
@@ -177,7 +185,7 @@ async def gz_trio_steady(load: Load) -> Row:
                 counts.tokens += 1
 
     async with (
-        serve(load) as server,
+        serve(load.tokens, load.token_interval) as server,
         gz_trio.open_gateway(server.base_url, "sk-1") as gateway,
         trio.open_nursery() as nursery,
     ):
@@ -214,7 +222,7 @@ async def gz_trio_rotation(load: Load) -> Row:
             counts.errors.append(f"stream {number} has another text than was meant")
 
     async with (
-        serve(load) as server,
+        serve(load.tokens, load.token_interval) as server,
         gz_trio.open_authenticator(gz_trio.MemoryKeyStore("sk-1"), refresh) as authenticator,
         gz_trio.open_gateway(server.base_url, authenticator) as gateway,
     ):
@@ -242,10 +250,3 @@ async def gz_trio_rotation(load: Load) -> Row:
         },
         tuple(counts.errors),
     )
-
-
-SCENARIOS: tuple[Callable[[Load], Awaitable[Row]], ...] = (
-    httpx_steady,
-    gz_trio_steady,
-    gz_trio_rotation,
-)
