@@ -295,7 +295,7 @@ class TestAtPipes:
         fake = gateway()
         async with chat_options(fake) as options:
             run = await run_piped(*options, "--refresh-command", f"echo {fake.key}", stdin=b"hi\n")
-        assert (run.returncode, run.stderr, fake.rejected) == (0, b"", 0)
+        assert (run.returncode, run.stderr, fake.rejected) == (0, b"signing in ...\n", 0)
 
     async def test_gz_api_key_comes_before_openai_api_key(self) -> None:
         fake = gateway()

@@ -395,7 +395,7 @@ class Receiver:
         if not self._resumption.decoder.complete:
             self._resumption.ended_early(None)
             raise APIConnectionError("the connection was closed before the reply was complete")
-        if not self._resumption.content and self._resumption.finish_reason == "stop":
+        if not self._resumption.content and self._resumption.finish_reason in ("stop", None):
             raise EmptyResponseError("the model's answer is empty: no text and no tool call")
         for part in self._resumption.end():
             self._give(part)

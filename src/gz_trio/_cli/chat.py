@@ -149,12 +149,16 @@ class Chat:
     async def _turn(self, session: Session, line: str) -> bool:
         """Ask, and show the answer; whether it came to its end."""
         answer = Answer(sys.stdout, sys.stderr)
+        had_key = session.authenticator.state.key is not None
         try:
             async with session.stream(line) as reply:
                 async for event in reply.events():
                     match event:
                         case Delta():
                             answer.add(event.text, reasoning=event.reasoning)
+                        case Paused(reason="refresh") if not had_key:
+                            answer.wait("signing in ...")
+                            had_key = True
                         case Paused(reason="refresh"):
                             answer.wait(f"session expired, signing in again ...{self._help}")
                         case Paused():
