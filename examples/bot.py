@@ -21,7 +21,7 @@ async def answer(session: gz_trio.Session, question: str, show: Callable[[str], 
                 case gz_trio.Delta(text=text):
                     show(text)
                 case gz_trio.Paused(reason="refresh"):
-                    show(" (signing in again ...) ")
+                    show(" (signing in ...) ")
                 case gz_trio.RateLimited(wait=seconds):
                     show(f" (the gateway is busy, going on in {seconds:.0f} s) ")
                 case _:

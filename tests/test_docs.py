@@ -113,7 +113,8 @@ async def test_the_bot_answers_on_the_command_line(tmp_path: Path, command: str)
         written = await run_example(
             "bot.py", base_url, "fake-model", "How do stories begin?", command, cwd=tmp_path
         )
-    assert written == gateway.intended(gateway.requests[-1].body or {}) + "\n"
+    text = gateway.intended(gateway.requests[-1].body or {})
+    assert written == f" (signing in ...) {text}\n"  # there is no key.json yet
 
 
 async def test_many_chats_get_their_answers(tmp_path: Path, command: str) -> None:
