@@ -171,6 +171,20 @@ class TestContinue:
         assert told.reply.attempts[-1].generation == 2
         assert fake.refreshes == 1
 
+    async def test_a_session_that_asks_continues_as_its_gateway_does(
+        self, autojump_clock: MockClock
+    ) -> None:
+        fake = FakeGateway(continues="vllm")
+        fake.fault(Cut(), token=3)
+        policy = ResumePolicy(continue_="vllm")
+        async with (
+            open_over(fake, resume=policy) as gateway,
+            gateway.open_session("fake-model") as session,
+        ):
+            answer = await session.ask("Tell me a story.")
+        assert answer == fake.intended({"messages": session.messages[:1]})
+        assert [seen.tokens for seen in fake.requests] == [3, fake.tokens - 3]
+
 
 class TestReplay:
     async def test_a_bound_on_what_may_be_replayed(self, autojump_clock: MockClock) -> None:

@@ -82,6 +82,11 @@ class Gateway:
         return f"<Gateway {self._base_url}>"
 
     @property
+    def resume(self) -> ResumePolicy:
+        """How a reply is taken up that broke, unless its own policy says otherwise."""
+        return self._settings.resume
+
+    @property
     def authenticator(self) -> Authenticator:
         """What holds the key; shared by all that this gateway sends."""
         return self._authenticator

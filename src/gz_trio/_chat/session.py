@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .._auth.authenticator import Authenticator
@@ -101,7 +102,8 @@ class Session:
         Raises:
             GatewayError: As `Reply` does.
         """
-        async with self.stream(message, resume=ResumePolicy(on_divergence="restart")) as reply:
+        resume = replace(self._gateway.resume, on_divergence="restart")
+        async with self.stream(message, resume=resume) as reply:
             async for _ in reply:
                 pass
         return reply.text
