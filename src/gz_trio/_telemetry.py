@@ -115,38 +115,23 @@ api = _connect()
 class Span:
     """A span, or nothing where OpenTelemetry is not installed.
 
-    Never the current one by itself: `current` makes it so, for a block of one task.
+    It is part of the current one. Never current by itself: `current` makes it so, for a block of
+    one task.
 
     Args:
         name: The span's.
         attributes: What is known at its start.
-        parent: The span that it is part of; by default the current one.
         client: It is about a call to a server.
     """
 
     __slots__ = ("_span",)
 
-    def __init__(
-        self,
-        name: str,
-        attributes: Attributes,
-        *,
-        parent: Span | None = None,
-        client: bool = False,
-    ) -> None:
-        self._span = (
-            None
-            if api is None
-            else api.tracer.start_span(
-                name,
-                None if parent is None else parent._context(),
-                trace.SpanKind.CLIENT if client else trace.SpanKind.INTERNAL,
-                attributes,
-            )
-        )
-
-    def _context(self, base: Context | None = None) -> Context | None:
-        return None if self._span is None else trace.set_span_in_context(self._span, base)
+    def __init__(self, name: str, attributes: Attributes, *, client: bool = False) -> None:
+        if api is None:
+            self._span = None
+        else:
+            kind = trace.SpanKind.CLIENT if client else trace.SpanKind.INTERNAL
+            self._span = api.tracer.start_span(name, kind=kind, attributes=attributes)
 
     def set(self, attributes: Attributes) -> None:
         """Add attributes."""
@@ -172,7 +157,7 @@ class Span:
         """
         carrier: dict[str, str] = {}
         if self._span is not None:
-            propagate.inject(carrier, self._context(Context()))
+            propagate.inject(carrier, trace.set_span_in_context(self._span, Context()))
         return carrier
 
     def end(self, error: BaseException | None = None) -> None:

@@ -333,6 +333,7 @@ async def test_pauses_are_events_of_the_reply_s_span(
     telemetry.announced(Paused("refresh"))
     mock_clock.jump(1)
     telemetry.announced(RateLimited(2.0))
+    telemetry.announced(Paused("reconnect"))
     mock_clock.jump(2)
     telemetry.announced(Resumed())
     telemetry.announced(Restarted())
@@ -343,6 +344,7 @@ async def test_pauses_are_events_of_the_reply_s_span(
     assert events_of(span) == [
         ("gz_trio.paused", {"gz_trio.pause.reason": "refresh"}),
         ("gz_trio.paused", {"gz_trio.pause.reason": "rate_limit", "gz_trio.pause.wait": 2.0}),
+        ("gz_trio.paused", {"gz_trio.pause.reason": "reconnect"}),
         ("gz_trio.resumed", {"gz_trio.pause.duration": 3.0}),
         ("gz_trio.restarted", {}),
         ("gz_trio.paused", {"gz_trio.pause.reason": "reconnect"}),
@@ -595,10 +597,13 @@ async def main():
     ):
         print(await session.ask("Tell me a story.") != "")
 
-async def fail():
+async def refuse(rejected):
+    raise gz_trio.PermissionDeniedError("the account is closed")
+
+async def fail():  # with a warning in the log
     fake = FakeGateway(key="gw_test_2")
     async with fake.http_client() as client, gz_trio.open_session(
-        fake.base_url, model="fake-model", key="gw_test_1", http_client=client
+        fake.base_url, model="fake-model", key="gw_test_1", refresh=refuse, http_client=client
     ) as session:
         try:
             await session.ask("Tell me a story.")
@@ -626,7 +631,7 @@ def test_chats_work_and_are_silent_without_it(before: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", before + ASK], capture_output=True, text=True, check=False
     )
-    assert (done.stdout, done.stderr, done.returncode) == ("True\nAuthenticationError\n", "", 0)
+    assert (done.stdout, done.stderr, done.returncode) == ("True\nRefreshError\n", "", 0)
 
 
 # The page

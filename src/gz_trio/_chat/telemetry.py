@@ -97,7 +97,7 @@ class ReplyTelemetry:
             "gz_trio.key.generation": attempt.generation,
         }
         where = {name: self._labels[name] for name in ("server.address", "server.port")}
-        span = Span("gz_trio.attempt", {**where, **about}, parent=self._span, client=True)
+        span = Span("gz_trio.attempt", {**where, **about}, client=True)
         told = self._attempt = _Attempt(span, about)
         message = "attempt %d begins"
         self._log(logging.DEBUG, "gz_trio.attempt.started", about, message, self._attempts)
