@@ -30,8 +30,6 @@ from gz_trio import (
     APIConnectionError,
     Delta,
     MemoryKeyStore,
-    ReplyEvent,
-    ResumePolicy,
     RetryPolicy,
     StreamInterrupted,
     ToolCallDelta,
@@ -41,6 +39,7 @@ from gz_trio import (
 from gz_trio.testing import FakeGateway, Framing, SeenRequest
 from gz_trio.testing._memory import MemoryStream, memory_client, memory_connection
 from tests.chats import BODY, Told, tell
+from tests.ways import WAYS, Channels, channels_of
 
 T = TypeVar("T")
 
@@ -48,9 +47,6 @@ FRAMINGS: tuple[Framing, ...] = get_args(Framing)
 
 How: TypeAlias = Literal["close", "reset"]
 HOWS: tuple[How, ...] = get_args(How)
-
-Channels: TypeAlias = dict[tuple[int, str], str]
-"""Characters by what they are: choice and `"text"`, `"reasoning"` or the index of a tool call."""
 
 
 @dataclass(frozen=True)
@@ -229,25 +225,6 @@ def _texts(choice: int, delta: dict[str, Any]) -> list[tuple[tuple[int, str], st
     return texts
 
 
-def channels_of(events: Sequence[ReplyEvent]) -> Channels:
-    """What a reader has made of what it got."""
-    channels: Channels = {}
-
-    def add(channel: tuple[int, str], text: str) -> None:
-        if text:
-            channels[channel] = channels.get(channel, "") + text
-
-    for delta in events:
-        if not isinstance(delta, Delta):
-            continue
-        add((delta.choice, "text"), delta.text)
-        add((delta.choice, "reasoning"), delta.reasoning)
-        for call in delta.tool_calls:
-            add((delta.choice, f"name {call.index}"), call.name or "")
-            add((delta.choice, f"arguments {call.index}"), call.arguments)
-    return channels
-
-
 @dataclass(frozen=True)
 class Exchange:
     """One request, and what left the server for it before the connection went."""
@@ -372,33 +349,6 @@ ANSWERS = THE_SAME_AGAIN | SAMPLED
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a broken reply is taken up: by what the server can do, and the client was told of."""
-
-    server: Mapping[str, Any]
-    policy: ResumePolicy
-
-
-def continuing(how: Literal["vllm", "prefix", "prefill"], *, echo: bool) -> Way:
-    return Way({"continues": how, "echo": echo}, ResumePolicy(continue_=how, echo=echo))
-
-
-WAYS = {
-    "replay": Way({}, ResumePolicy()),
-    "cursor": Way({"event_ids": True}, ResumePolicy()),
-    "vllm": continuing("vllm", echo=False),
-    "vllm with echo": continuing("vllm", echo=True),
-    "prefix": continuing("prefix", echo=False),
-    "prefix with echo": continuing("prefix", echo=True),
-    "prefill": continuing("prefill", echo=False),
-    "prefill with echo": continuing("prefill", echo=True),
-    "cursor before vllm": Way(
-        {"event_ids": True, "continues": "vllm"}, ResumePolicy(continue_="vllm")
-    ),
-}
-
-
-@dataclass(frozen=True)
 class Server:
     """A gateway whose connections break."""
 
@@ -427,7 +377,7 @@ class Server:
             network.over_tcp() if tcp else network.in_memory() as (base_url, client),
             open_authenticator(MemoryKeyStore(network.fake.key)) as authenticator,
             open_gateway(
-                base_url, authenticator, http_client=client, resume=WAYS[self.way].policy
+                base_url, authenticator, http_client=client, resume=WAYS[self.way].policy()
             ) as gateway,
         ):
             return await tell(gateway, body)
@@ -459,7 +409,7 @@ def check(server: Server, network: Network, told: Told) -> None:
         Exchange(seen, events_in(bytes(connection.sent)))
         for seen, connection in zip(requests, network.connections, strict=True)
     ]
-    text, complete, attempts = expected(exchanges, echo=WAYS[server.way].policy.echo)
+    text, complete, attempts = expected(exchanges, echo=WAYS[server.way].echo)
     assert channels_of(told.events) == text
     assert told.reply.text == text.get((0, "text"), "")
     assert told.reply.complete == complete == (told.error is None)

@@ -8,12 +8,11 @@ character by character.
 from __future__ import annotations
 
 import random
-from bisect import bisect_right
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import cycle
-from typing import Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
 import trio
@@ -44,7 +43,6 @@ from gz_trio import (
     ReplyEvent,
     Restarted,
     Resumed,
-    ResumePolicy,
     StreamInterrupted,
     StreamTimeout,
     ToolCallDelta,
@@ -67,9 +65,7 @@ from gz_trio.testing import (
     Status,
     Warning_,
 )
-
-Channels: TypeAlias = dict[tuple[int, str], str]
-"""Characters by what they are: choice and `"text"`, `"reasoning"` or a part of a tool call."""
+from tests.ways import WAYS, Channels, Way, channels_of
 
 # The server
 
@@ -114,6 +110,10 @@ def question_of(body: Mapping[str, object]) -> str:
     return [message["content"] for message in messages if message["role"] == "user"][-1]
 
 
+# And a server that gives its events ids, but takes up no stream by them.
+ALL_WAYS = {**WAYS, "ids in vain": Way({"event_ids": "ignored"})}
+
+
 @dataclass(frozen=True)
 class Server:
     """A fake gateway's settings."""
@@ -121,6 +121,7 @@ class Server:
     content: Content = "text"
     samples: bool = False
     """Whether each attempt at an answer is another one."""
+    way: str = "replay"
     framing: Framing = "chunked"
     token_interval: float = 1.0
     auth_latency: float = 0.0
@@ -133,6 +134,7 @@ class Server:
             token_interval=self.token_interval,
             auth_latency=self.auth_latency,
             on_rotation=self.on_rotation,
+            **ALL_WAYS[self.way].server,
         )
 
     def answer(self, question: str, attempt: int) -> list[Delta]:
@@ -198,13 +200,18 @@ class SignOut:
 
 
 @dataclass(frozen=True)
+class AskForRefresh:
+    """Somebody wants a new key, though nothing is known against the old one."""
+
+
+@dataclass(frozen=True)
 class GoDown:
     """The gateway takes no connections for so many seconds."""
 
     seconds: float
 
 
-Happening: TypeAlias = Talk | Rotate | Expire | SignIn | SignOut | GoDown
+Happening: TypeAlias = Talk | Rotate | Expire | SignIn | SignOut | AskForRefresh | GoDown
 
 
 @dataclass(frozen=True)
@@ -248,19 +255,6 @@ class Told:
         return channels_of(deltas)
 
 
-def channels_of(deltas: Sequence[Delta]) -> Channels:
-    channels: Channels = {}
-    for delta in deltas:
-        parts = [("text", delta.text), ("reasoning", delta.reasoning)]
-        for call in delta.tool_calls:
-            parts += [(f"name {call.index}", call.name or ""), (f"{call.index}", call.arguments)]
-        for kind, text in parts:
-            if text:
-                key = (delta.choice, kind)
-                channels[key] = channels.get(key, "") + text
-    return channels
-
-
 class World:
     """A gateway, those who talk to it, and what becomes of them."""
 
@@ -297,7 +291,7 @@ class World:
                         self.fake.base_url,
                         authenticator,
                         http_client=client,
-                        resume=ResumePolicy(on_divergence=self.run.on_divergence),
+                        resume=ALL_WAYS[self.run.server.way].policy(self.run.on_divergence),
                     )
                 )
                 async with trio.open_nursery() as nursery:
@@ -350,6 +344,9 @@ class World:
                 self._signing_in = None
             case SignOut():
                 await authenticator.sign_out()
+            case AskForRefresh():
+                self.rotations += 1
+                authenticator.request_refresh()
             case GoDown(seconds):
                 nursery.start_soon(self.go_down, seconds)
 
@@ -365,7 +362,8 @@ class World:
         if talk.cancelled_after is not None:
             patience.deadline = trio.current_time() + talk.cancelled_after
         with patience:
-            async with gateway.open_session("fake-model") as session:
+            more = {"n": 2} if self.run.server.content == "choices" else {}
+            async with gateway.open_session("fake-model", extra_body=more) as session:
                 for turn in range(talk.turns):
                     told = Told(f"talk {number}, turn {turn}", restart, left=True)
                     self.told.append(told)
@@ -425,8 +423,11 @@ def run_on_mock_clock(main: Callable[[], Awaitable[None]]) -> None:
 class Sent:
     """An answer of the gateway, over all requests that took it up by an event's id."""
 
-    intended: list[Delta]
-    tokens: int = 0
+    partial: str
+    """What it goes on from: the end of the request."""
+    tokens: list[Delta]
+    """All that the model has to say."""
+    made: int = 0
     halved: bool = False
     """Whether a connection was left in the middle of a token."""
     requests: list[SeenRequest] = field(default_factory=list[SeenRequest])
@@ -434,12 +435,25 @@ class Sent:
     @property
     def most(self) -> Channels:
         """All that a reader can have got."""
-        return channels_of(self.intended[: self.tokens])
+        return channels_of([Delta(text=self.partial), *self.tokens[: self.made]])
 
     @property
     def least(self) -> Channels:
         """What a reader must have got who reads to the end."""
-        return channels_of(self.intended[: max(self.tokens - self.halved, 0)])
+        surely = max(self.made - self.halved, 0)
+        return channels_of([Delta(text=self.partial), *self.tokens[:surely]])
+
+
+def rest_of(tokens: Sequence[Delta], partial: str) -> list[Delta]:
+    """What comes after a text that they begin with."""
+    left = list(tokens)
+    while partial:
+        token = left.pop(0)
+        text = token.text[len(partial) :]
+        partial = partial[len(token.text) :]
+        if text:
+            left.insert(0, Delta(text=text))
+    return left
 
 
 class Ledger:
@@ -448,6 +462,7 @@ class Ledger:
     def __init__(self, world: World, question: str) -> None:
         self.requests: list[SeenRequest] = []
         self.answers: list[Sent] = []
+        self.server = world.run.server
         numbers: list[int] = []
         for number, seen in enumerate(world.fake.requests, 1):
             if seen.body is None or question_of(seen.body) != question:
@@ -456,21 +471,27 @@ class Ledger:
             if seen.status != 200:
                 continue
             if seen.resumed_after is None:
-                attempt = len(self.answers) + 1
-                self.answers.append(Sent(world.run.server.answer(question, attempt)))
+                sent = self.begun(seen, question)
+                self.answers.append(sent)
                 numbers.append(number)
-                sent = self.answers[-1]
             else:
-                # An id begins with the number of requests when the answer began.
+                # An id begins with the number of the request that the answer began with.
                 begun = int(seen.resumed_after.partition("-")[0])
-                sent = self.answers[bisect_right(numbers, begun) - 1]
+                sent = self.answers[numbers.index(begun)]
             sent.requests.append(seen)
-            sent.tokens += seen.tokens
+            sent.made += seen.tokens
             sent.halved |= any(
                 isinstance(fault, Cut | Reset) and fault.after_bytes is not None
                 for fault in seen.faults
             )
         self.faults = [fault for seen in self.requests for fault in seen.faults]
+
+    def begun(self, seen: SeenRequest, question: str) -> Sent:
+        """A new answer; by a server that samples, none goes on from a partial one."""
+        last = cast("list[dict[str, str]]", (seen.body or {})["messages"])[-1]
+        partial = last["content"] if last["role"] == "assistant" else ""
+        tokens = self.server.answer(question, len(self.answers) + 1)
+        return Sent(partial, rest_of(tokens, partial))
 
 
 def begins(whole: Channels, part: Channels) -> bool:
@@ -483,22 +504,23 @@ def check(world: World) -> None:
         got = [e if not isinstance(e, Delta) else e.text or e.reasoning for e in told.events]
         note(f"{told.question}: {told.error!r} {got}")
         ledger = Ledger(world, told.question)
-        check_text(told, ledger, samples=world.run.server.samples)
+        check_text(told, ledger)
         check_end(world, told, ledger)
         check_events(told)
         check_account(world, ledger)
     check_refreshes(world)
 
 
-def check_text(told: Told, ledger: Ledger, *, samples: bool) -> None:
-    text = told.channels
+def check_text(told: Told, ledger: Ledger) -> None:
+    text, server = told.channels, ledger.server
     if told.error is None and not told.left:
         answer = next(sent for sent in ledger.answers if ledger.requests[-1] in sent.requests)
         last = answer.requests[-1]
         # A lie cannot be told from the truth if it is told at the first attempt.
         lied = any(isinstance(fault, EarlyDone) and fault.done for fault in last.faults)
-        assert last.complete or lied or answer.tokens == len(answer.intended)
-        whole = answer.least if lied else channels_of(answer.intended)
+        assert last.complete or lied or answer.made == len(answer.tokens)
+        whole = channels_of(server.answer(told.question, ledger.answers.index(answer) + 1))
+        whole = answer.least if lied else whole
         if told.text is not None:
             whole = {channel: part for channel, part in whole.items() if channel == (0, "text")}
         assert text == whole
@@ -506,12 +528,15 @@ def check_text(told: Told, ledger: Ledger, *, samples: bool) -> None:
         assert told.reply.text == text.get((0, "text"), "")
     if told.error is not None and told.reply is not None:
         assert told.error.partial == told.reply.text
-    # Never a mixture, and never more than was sent.
-    assert not text or any(begins(sent.most, text) for sent in ledger.answers)
+    # Never a mixture, and never more than was sent. (Of thoughts a continued answer has none.)
+    thoughts = {channel: part for channel, part in text.items() if channel == (0, "reasoning")}
+    assert not text or any(begins({**thoughts, **sent.most}, text) for sent in ledger.answers)
     if told.left or told.reply is None or told.text is not None:
         return
-    # Never less, but for what a second answer took back.
-    if not samples:
+    # Never less, but for what a second answer took back, and what is not known to belong there.
+    if server.way == "ids in vain" or (server.content == "reasoning" and server.way != "replay"):
+        return
+    if not server.samples:
         assert all(begins(text, sent.least) for sent in ledger.answers)
     elif not told.may_restart:
         begun = [sent.least for sent in ledger.answers if sent.least]
@@ -592,7 +617,10 @@ def check_events(told: Told) -> None:
     assert timing.ended is not None
     assert 0 <= timing.paused <= timing.ended
     assert told.reply.complete == (told.error is None)
-    assert all(attempt.ended is not None for attempt in told.reply.attempts)
+    attempts = told.reply.attempts
+    assert all(attempt.ended is not None for attempt in attempts)
+    assert all(attempt.cause is not None for attempt in attempts[:-1])
+    assert not attempts or told.reply.complete == (attempts[-1].cause is None)
 
 
 def check_account(world: World, ledger: Ledger) -> None:
@@ -693,7 +721,7 @@ ANY_FAULT = st.one_of(
                 ErrorFrame("not_found_error"),
                 ErrorFrame("plan_limit_exceeded"),
                 EarlyDone(),
-                EarlyDone("length"),
+                EarlyDone("stop"),
             ]
         ),
         TOKEN,
@@ -743,18 +771,25 @@ TALKS = st.builds(
 )
 
 
-def servers(samples: st.SearchStrategy[bool]) -> st.SearchStrategy[Server]:
-    return st.builds(
-        Server,
-        content=st.sampled_from(
-            ["text", "text", "reasoning", "tool calls", "choices", "large events"]
-        ),
-        samples=samples,
-        framing=st.sampled_from(["chunked", "plain", "gzip"]),
-        token_interval=st.sampled_from([0.0, 1.0, 20.0]),
-        auth_latency=st.sampled_from([0.0, 5.0]),
-        on_rotation=st.sampled_from(["frame", "cut", "ignore"]),
-    )
+MANNERS: dict[str, st.SearchStrategy[Any]] = {
+    "framing": st.sampled_from(["chunked", "plain", "gzip"]),
+    "token_interval": st.sampled_from([0.0, 1.0, 20.0]),
+    "auth_latency": st.sampled_from([0.0, 5.0]),
+    "on_rotation": st.sampled_from(["frame", "cut", "ignore"]),
+}
+SERVERS = st.builds(
+    Server,
+    content=st.sampled_from(["text", "text", "reasoning", "tool calls", "choices", "large events"]),
+    way=st.sampled_from(list(ALL_WAYS)),
+    **MANNERS,
+)
+SAMPLING_SERVERS = st.builds(
+    Server,
+    content=st.sampled_from(["text", "large events"]),
+    samples=st.just(True),
+    way=st.sampled_from(["replay", "cursor", "ids in vain"]),
+    **MANNERS,
+)
 
 
 def happenings(
@@ -765,22 +800,20 @@ def happenings(
     return st.lists(one, min_size=1, max_size=most).map(tuple)
 
 
-LINEAR = ("text", "large events")
-
 ANY_RUN = st.builds(
     Run,
-    server=servers(st.booleans()).filter(lambda s: not s.samples or s.content in LINEAR),
+    server=SERVERS | SAMPLING_SERVERS,
     on_divergence=st.sampled_from(["raise", "restart"]),
     faults=st.lists(ANY_FAULT, max_size=6).map(tuple),
     happenings=happenings(
         Rotate(), Expire(), SignIn(same_account=True), SignIn(same_account=False), SignOut(),
-        GoDown(3.0), GoDown(1000.0), most=12,
+        AskForRefresh(), GoDown(3.0), GoDown(1000.0), most=12,
     ),
 )  # fmt: skip
 
 SURVIVABLE_RUN = st.builds(
     Run,
-    server=servers(st.just(False)),
+    server=SERVERS,
     on_divergence=st.sampled_from(["raise", "restart"]),
     faults=st.tuples(
         st.lists(SURVIVED, max_size=3),
