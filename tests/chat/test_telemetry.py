@@ -459,6 +459,7 @@ async def test_a_request_carries_its_attempt_s_trace_and_no_baggage(collected: C
     assert telemetry.headers() == {}
     with telemetry.attempt(an_attempt()):
         headers = telemetry.headers()
+    assert telemetry.headers() == {}
     context.detach(token)
     attempt = collected.span("gz_trio.attempt").context
     assert attempt is not None
