@@ -116,17 +116,17 @@ class Receiver:
         """Receive to the end of the reply, whichever it is."""
         # What a reader gets who waits while this task crashes.
         end: Exception | None = APIConnectionError("the reply's background task has failed")
-        try:
-            with self._telemetry.receiving():
+        with self._telemetry.receiving():
+            try:
                 await self._receive_all()
-            end = None
-        except GatewayError as error:
-            end = error
-        except trio.Cancelled:
-            end = trio.ClosedResourceError("the reply's block has been left")
-            raise
-        finally:
-            self._end(end)
+                end = None
+            except GatewayError as error:
+                end = error
+            except trio.Cancelled:
+                end = trio.ClosedResourceError("the reply's block has been left")
+                raise
+            finally:
+                self._end(end)
 
     def _end(self, error: Exception | None) -> None:
         if self._buffer.end(error):
