@@ -46,6 +46,7 @@ from gz_trio.testing import (
     ErrorFrame,
     FakeGateway,
     Fault,
+    Insert,
     OtherText,
     Reset,
     Stall,
@@ -744,6 +745,16 @@ async def test_done_after_an_error_frame_is_no_success(autojump_clock: MockClock
     assert isinstance(told.error, InternalServerError)
     assert told.error.partial == told.text == fake.intended(BODY)
     assert not told.reply.complete
+
+
+async def test_after_done_nothing_counts(autojump_clock: MockClock) -> None:
+    fake = FakeGateway()
+    chunk = b'{"choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":"stop"}]}'
+    error = b'{"error":{"type":"provider_error"}}'
+    fake.fault(Insert(b"data: %b\n\ndata: [DONE]\n\ndata: %b\n\n" % (chunk, error)), token=0)
+    told = await told_of(fake)
+    assert (told.error, told.text) == (None, "Hi")
+    assert len(fake.requests) == 1
 
 
 async def test_a_warning_and_unknown_events_are_raw_events_and_the_stream_goes_on(

@@ -202,7 +202,7 @@ async def test_a_slow_reader_is_no_timeout(autojump_clock: MockClock, timeouts: 
     fake = FakeGateway(answer=lambda _, __: ["x" * 10_000] * 100)
     async with open_over(fake, timeouts=timeouts) as gateway, gateway.stream(BODY) as reply:
         async for _ in reply:
-            await trio.sleep(20)
+            await trio.sleep(40)
     assert reply.text == "x" * 1_000_000
     assert len(fake.requests) == 1
 
@@ -223,6 +223,23 @@ async def test_the_time_after_a_slow_reader_is_the_gateways_again(
                     await trio.sleep(100)
     assert caught.value.which == "total"
     assert trio.current_time() == 160
+
+
+async def test_the_time_of_a_slow_reader_is_not_taken_from_the_next_attempt(
+    autojump_clock: MockClock,
+) -> None:
+    fake = FakeGateway(answer=lambda _, __: ["x" * 10_000] * 40)
+    fake.fault(Cut(), token=39)
+    fake.fault(Stall(50), request=2, token=39)
+    async with (
+        open_over(fake, timeouts=Timeouts(total=60)) as gateway,
+        gateway.stream(BODY) as reply,
+    ):
+        async for _ in reply:
+            if trio.current_time() < 100:
+                await trio.sleep(100)
+    assert reply.text == "x" * 400_000
+    assert (len(fake.requests), trio.current_time()) == (2, 150)
 
 
 # Connecting
