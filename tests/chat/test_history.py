@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -289,6 +289,15 @@ async def test_a_call_is_never_repeated_under_another_accounts_key(
     assert isinstance(error, AuthenticationError)
     assert "another account" in str(error)
     assert contents(fake, session.id) == []
+
+
+async def test_an_answer_proves_the_key(autojump_clock: MockClock) -> None:
+    fake = FakeGateway()
+    async with open_over(fake) as gateway:
+        for _ in range(7):  # more refreshes than 30 seconds allow, were none of them accepted
+            fake.rotate()
+            await gateway.history.stats()
+    assert fake.refreshes == 7
 
 
 # The table
@@ -655,6 +664,26 @@ async def test_no_two_that_begin_equal_sessions_at_once_get_the_same_one(
     assert set(got) <= set(fake.history.sessions)
 
 
+async def test_a_session_that_may_be_begun_by_somebody_else_here_is_left_alone(
+    autojump_clock: MockClock,
+) -> None:
+    fake = FakeGateway()
+    fake.fault(Cut(), path=SESSIONS, token=0, request=1)
+    fake.fault(Stall(10), path=SESSIONS, token=0, request=2)
+    got: list[int | str] = []
+
+    async def begin(history: History) -> None:
+        got.append((await history.create("t", "m")).id)
+
+    async with open_over(fake) as gateway, trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(begin, gateway.history)
+            await wait_all_tasks_blocked()
+    # The first one saw two, while the second one's answer was under way.
+    assert sorted(fake.history.sessions) == [1, 2, 3]
+    assert got == [3, 2]
+
+
 # Deleted, and thought of, once
 
 
@@ -708,7 +737,6 @@ ANY_FAULT = st.sampled_from(
     bare=st.booleans(),
     keeps_created_at=st.booleans(),
 )
-@settings(max_examples=150)
 def test_whatever_is_lost_or_fails_in_part_each_message_is_stored_once(
     saves: list[list[str]],
     faults: list[tuple[HistoryPath, tuple[Fault, int | None]]],

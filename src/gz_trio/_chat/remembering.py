@@ -20,8 +20,15 @@ from trio.lowlevel import enable_ki_protection
 
 from .._background import Background
 from .._protocol.errors import AuthenticationError, BadRequestError, GatewayError, StreamTimeout
-from .._protocol.history import HistoryMessage, Outbox, message_from, save_error, title_of
-from .history_calls import HistoryCalls
+from .._protocol.history import (
+    HistoryMessage,
+    Outbox,
+    SaveError,
+    message_from,
+    save_error,
+    title_of,
+)
+from .history_calls import Call, HistoryCalls
 from .reply import Reply
 from .saving import Saver
 
@@ -60,6 +67,7 @@ class Remembering:
         self._pending: deque[HistoryMessage] = deque()
         self._refused: list[HistoryMessage] = []
         self._count = 0
+        self._may_be_begun = False
         self._failure: GatewayError | None = None
         self.session_id = session_id
 
@@ -121,8 +129,7 @@ class Remembering:
             try:
                 call = self._calls.begin(epoch=self._epoch, parting=self._parting)
                 if self.session_id is None:
-                    title = title_of(message.content)
-                    self.session_id = (await self._saver.create(call, title, self._model)).id
+                    self.session_id = await self._begin(call, title_of(message.content))
                 outbox = Outbox([message])
                 await self._saver.deliver(call, self.session_id, outbox, in_batches=False)
             except GatewayError as error:
@@ -135,6 +142,11 @@ class Remembering:
                 return  # noqa: ASYNC910
             else:
                 self._pending.popleft()
+
+    async def _begin(self, call: Call, title: str) -> int | str:
+        look_first, self._may_be_begun = self._may_be_begun, True
+        session = await self._saver.create(call, title, self._model, look_first=look_first)
+        return session.id
 
     async def flush(self) -> None:
         """Save what is pending, within `FLUSH_SECONDS` even if cancelled. A checkpoint."""
@@ -151,8 +163,8 @@ class Remembering:
                 f"it took longer than {FLUSH_SECONDS:g} s after the session was left"
             )
 
-    def error(self) -> GatewayError | None:
-        """The error for what is not saved, if there is any, once `flush` is over."""
+    def unsaved_error(self) -> SaveError | None:
+        """The error for what is not saved, if there is any; once `flush` is over."""
         unsaved = [*self._refused, *self._pending]
         while True:
             try:
@@ -162,7 +174,9 @@ class Remembering:
         if not unsaved or self._failure is None:
             return None
         unsaved.sort(key=_time_of)
-        return save_error(unsaved, self._count, self._failure)
+        error = save_error(unsaved, self._count, self._failure)
+        _log.warning("%s", error)
+        return error
 
 
 def _time_of(message: HistoryMessage) -> datetime:
@@ -192,9 +206,10 @@ async def open_remembering(
             yield remembering
         except BaseException as raised:
             await remembering.flush()  # noqa: ASYNC102 - shielded, and bounded
-            if (error := remembering.error()) is not None and isinstance(raised, Exception):
+            error = remembering.unsaved_error()
+            if error is not None and isinstance(raised, Exception):
                 raised.add_note(f"also, {error}")
             raise
         await remembering.flush()
-        if (error := remembering.error()) is not None:
+        if (error := remembering.unsaved_error()) is not None:
             raise error

@@ -71,7 +71,9 @@ class Saver:
         self._last_stamp = max(now, self._last_stamp + _MILLISECOND)
         return msgspec.structs.replace(message, created_at=self._last_stamp)
 
-    async def create(self, call: Call, title: str, model: str) -> HistorySession:
+    async def create(
+        self, call: Call, title: str, model: str, *, look_first: bool = False
+    ) -> HistorySession:
         """Begin a session.
 
         A gateway cannot be told that two requests mean one session. So where an answer was lost, a
@@ -79,10 +81,19 @@ class Saver:
         here. While another `create` of the same title and model is under way it may be that one's:
         then a further one is begun. An empty session too many is a lesser evil than two
         conversations in one.
+
+        Args:
+            call: How it is sent.
+            title: The session's.
+            model: The session's.
+            look_first: Whether it may have been begun by an earlier call, which failed.
+
+        Raises:
+            GatewayError: It was not begun, as far as is known.
         """
         body = {"title": title, "model": model}
         under_way = (title, model)
-        session: HistorySession | None = None
+        session = await self._find_created(call, title, model) if look_first else None
         while session is None:
             self._creating[under_way] += 1
             try:
