@@ -680,6 +680,20 @@ async def refreshed_beside(
     return others
 
 
+async def test_a_listener_that_goes_on_with_a_clone_of_its_channel_holds_nobody_up() -> None:
+    async with (
+        open_authenticator(MemoryKeyStore("sk-1"), Refresher()) as authenticator,
+        authenticator.subscribe() as states,
+    ):
+        assert isinstance(states, trio.MemoryReceiveChannel)
+        clone = states.clone()
+        states.close()
+        for _ in range(3):
+            await authenticator.refresh()
+        assert (await clone.receive()) == authenticator.state
+        clone.close()
+
+
 async def test_of_a_thousand_listeners_one_that_never_reads_holds_up_neither_refresh_nor_others(
     autojump_clock: MockClock,
 ) -> None:

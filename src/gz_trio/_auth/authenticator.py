@@ -180,12 +180,13 @@ class Authenticator:
         authenticated
         """
         send, receive = trio.open_memory_channel[AuthState](1)
-        with send, receive:
+        # The clone is ours, to make room by: a listener may close its own at any time.
+        with send, receive, receive.clone() as overtaken:
             send.send_nowait(self._machine.state)
             if self._machine.closed:
                 send.close()
             else:
-                self._subscribers[send] = receive
+                self._subscribers[send] = overtaken
             try:
                 yield receive
             finally:
@@ -449,16 +450,13 @@ class Authenticator:
         if state == self._published:
             return
         self._published = state
-        for send, receive in self._subscribers.items():
+        for send, overtaken in self._subscribers.items():
             try:
                 send.send_nowait(state)
             except trio.WouldBlock:
                 # The last state is the one that counts.
-                receive.receive_nowait()
+                overtaken.receive_nowait()
                 send.send_nowait(state)
-            except trio.BrokenResourceError:
-                # A listener that has closed its end; its block takes it off the list.
-                continue
 
     def _close(self) -> None:
         with self._settling():
