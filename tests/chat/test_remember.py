@@ -216,6 +216,18 @@ async def test_what_failed_is_saved_with_a_later_turn(autojump_clock: MockClock)
         assert remembered(fake) == session.messages
 
 
+async def test_what_failed_is_tried_again_when_the_block_is_left(
+    autojump_clock: MockClock,
+) -> None:
+    fake = FakeGateway()
+    fake.fault(Status(503), path=MESSAGES)
+    async with open_remembered(fake, retry=RetryPolicy(max_retries=0)) as session:
+        await session.ask("one")
+        await trio.sleep(SOON)
+        assert remembered(fake) == []
+    assert remembered(fake) == session.messages
+
+
 async def test_a_session_that_may_have_been_begun_is_looked_for_with_the_next_turn(
     autojump_clock: MockClock,
 ) -> None:
@@ -258,7 +270,7 @@ async def test_another_account_never_gets_to_see_what_was_said(
             await session.ask("two")
             await trio.sleep(60)
     assert isinstance(caught.value.__cause__, AuthenticationError)
-    assert len(caught.value.unsaved) == 4
+    assert [message.role for message in caught.value.unsaved] == ["user", "assistant"] * 2
     assert fake.history.sessions == {}
     history = [request for request in fake.requests if request.path == SESSIONS]
     assert {request.generation for request in history} == {1}

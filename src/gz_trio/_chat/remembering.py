@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ import trio
 from trio.lowlevel import enable_ki_protection
 
 from .._background import Background
-from .._protocol.errors import AuthenticationError, BadRequestError, GatewayError, StreamTimeout
+from .._protocol.errors import BadRequestError, GatewayError, StreamTimeout
 from .._protocol.history import (
     HistoryMessage,
     Outbox,
@@ -98,29 +98,13 @@ class Remembering:
         try:
             with self._scope:
                 async for turn in self._receive:
-                    self._take(turn)
+                    self._pending += turn.messages
+                    # Of another account's turns nothing is saved: each call is for this one alone.
+                    self._epoch = turn.epoch if self._epoch is None else self._epoch
                     await self._save_pending()
                 await self._save_pending()  # what has failed so far: the last chance
         finally:
             self._done.set()
-
-    def _take(self, turn: _Turn) -> None:
-        if self._epoch is None:
-            self._epoch = turn.epoch
-        if turn.epoch == self._epoch:
-            self._pending += turn.messages
-        else:
-            self._refuse(
-                turn.messages,
-                AuthenticationError(
-                    "another account has signed in: the history is the first one's"
-                ),
-            )
-
-    def _refuse(self, messages: Sequence[HistoryMessage], error: GatewayError) -> None:
-        self._refused += messages
-        self._failure = error
-        _log.warning("%d messages will not be saved: %s", len(messages), error)
 
     async def _save_pending(self) -> None:  # noqa: ASYNC910 - one, where there is anything
         """Save in order; what fails stays, and is tried again with the next turn."""
@@ -133,15 +117,13 @@ class Remembering:
                 outbox = Outbox([message])
                 await self._saver.deliver(call, self.session_id, outbox, in_batches=False)
             except GatewayError as error:
-                if isinstance(error, BadRequestError) and not error.retryable:
-                    # This one will never be accepted; those after it may be.
-                    self._refuse([self._pending.popleft()], error)
-                    continue
                 self._failure = error
-                _log.warning("%d messages are not saved yet: %s", len(self._pending), error)
-                return  # noqa: ASYNC910
-            else:
-                self._pending.popleft()
+                if not isinstance(error, BadRequestError) or error.retryable:
+                    _log.warning("%d messages are not saved yet: %s", len(self._pending), error)
+                    return  # noqa: ASYNC910
+                _log.warning("a message will not be saved: %s", error)
+                self._refused.append(message)  # never to be accepted; those after it may be
+            self._pending.popleft()
 
     async def _begin(self, call: Call, title: str) -> int | str:
         look_first, self._may_be_begun = self._may_be_begun, True
