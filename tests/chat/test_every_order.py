@@ -804,17 +804,22 @@ def happenings(
     return st.lists(one, min_size=1, max_size=most).map(tuple)
 
 
+OFTEN: list[Happening] = [Rotate(), Expire(), GoDown(3.0)]
+SOMETIMES: list[Happening] = [
+    SignIn(same_account=True),
+    SignIn(same_account=False),
+    SignOut(),
+    AskForRefresh(),
+    GoDown(1000.0),
+]
+
 ANY_RUN = st.builds(
     Run,
     server=SERVERS | SAMPLING_SERVERS,
     on_divergence=st.sampled_from(["raise", "restart"]),
     faults=st.lists(ANY_FAULT, min_size=1, max_size=6).map(tuple),
-    happenings=happenings(
-        *4 * [Rotate(), Expire(), GoDown(3.0)],
-        SignIn(same_account=True), SignIn(same_account=False), SignOut(), AskForRefresh(),
-        GoDown(1000.0), most=10,
-    ),
-)  # fmt: skip
+    happenings=happenings(*OFTEN, *OFTEN, *OFTEN, *SOMETIMES, most=10),
+)
 
 SURVIVABLE_RUN = st.builds(
     Run,
