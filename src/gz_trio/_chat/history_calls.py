@@ -54,13 +54,13 @@ class HistoryCalls:
         timeouts: Timeouts,
         now: Callable[[], float],
     ) -> None:
-        self._transport = transport
-        self._authenticator = authenticator
-        self._make_request = make_request
-        self._retry = retry
-        self._timeouts = timeouts
+        self.transport = transport
         self.origin = origin
+        self.make_request = make_request
+        self.timeouts = timeouts
         self.now = now
+        self._authenticator = authenticator
+        self._retry = retry
 
     def begin(self, *, epoch: int | None = None, parting: bool = False) -> Call:
         """A call that is about to be made.
@@ -77,52 +77,26 @@ class HistoryCalls:
             announce=_log_pause,
             parting=parting,
         )
-        return Call(
-            self._transport,
-            recovering,
-            epoch=epoch,
-            origin=self.origin,
-            make_request=self._make_request,
-            timeouts=self._timeouts,
-            now=self.now,
-        )
+        return Call(self, recovering, epoch)
 
 
 class Call:
     """One call: its key and its retries, over as many requests as it takes.
 
     Args:
-        transport: What sends them.
-        recovering: Their key.
+        calls: What opened it.
+        recovering: The key of its requests.
         epoch: The only account that they may be sent for; `None`: that of the first of them.
-        origin: Of the gateway.
-        make_request: Gives a request for a method, a path and a key.
-        timeouts: How long to wait.
-        now: Unix time in seconds.
 
     Attributes:
         in_doubt: Whether one of them may have been carried out, though its answer did not come.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        recovering: Recovering,
-        *,
-        epoch: int | None,
-        origin: str,
-        make_request: Callable[..., Request],
-        timeouts: Timeouts,
-        now: Callable[[], float],
-    ) -> None:
+    def __init__(self, calls: HistoryCalls, recovering: Recovering, epoch: int | None) -> None:
         self.recovering = recovering
         self.in_doubt = False
-        self._transport = transport
+        self._calls = calls
         self._epoch = epoch
-        self._origin = origin
-        self._make_request = make_request
-        self._timeouts = timeouts
-        self._now = now
 
     async def ask(
         self, method: str, path: str, parse: Callable[[bytes], _T], body: object = None
@@ -154,16 +128,17 @@ class Call:
         key = await self.recovering.next_key()
         if self._epoch is not None and key.epoch != self._epoch:
             raise AuthenticationError("another account has signed in: this is not its history")
-        request = self._make_request(
+        calls = self._calls
+        request = calls.make_request(
             method,
             f"/chat{path}",
             key,
             content=b"" if body is None else msgspec.json.encode(body),
-            connect_timeout=self._timeouts.connect,
+            connect_timeout=calls.timeouts.connect,
         )
-        seconds = self._timeouts.between_tokens
+        seconds = calls.timeouts.between_tokens
         with trio.move_on_after(inf if seconds is None else seconds):
-            response = await self._transport.send(request)
+            response = await calls.transport.send(request)
             try:
                 if not 200 <= response.status < 300:
                     refusal = await read_error_body(response)
@@ -174,14 +149,15 @@ class Call:
             self.recovering.accepted()
             return answer
         raise StreamTimeout(
-            f"{self._origin} did not answer within {seconds:g} s", which="between_tokens"
+            f"{calls.origin} did not answer within {seconds:g} s", which="between_tokens"
         )
 
     def _error(self, status: int, headers: Mapping[str, str], body: bytes) -> GatewayError:
-        error = error_from_response(status, headers, body, now=self._now())
+        error = error_from_response(status, headers, body, now=self._calls.now())
         if isinstance(error, NotFoundError):
             return error.another(
-                f"there is no such session at {self._origin}, or this gateway keeps no history"
+                f"there is no such session at {self._calls.origin}, or this gateway keeps no "
+                "history"
             )
         return error
 
