@@ -228,6 +228,15 @@ class TestCursor:
         assert reader.text == "Once upon"
         assert reader.ways == [None, "cursor", "replay"]
 
+    def test_a_role_without_an_id_at_the_head_of_every_response_is_no_beginning(self) -> None:
+        reader = broken_after(ids=True)
+        reader.hear(frame(role="assistant"), frame("Once ", event_id="1"))
+        reader.ask()
+        reader.hear(frame(role="assistant"), frame("upon", event_id="2", finish="stop"))
+        reader.end()
+        assert reader.text == "Once upon"
+        assert reader.ways == [None, "cursor"]
+
     def test_an_error_that_comes_first_leaves_the_place_as_it_was(self) -> None:
         reader = broken_after("Once ", ids=True)
         reader.ask()

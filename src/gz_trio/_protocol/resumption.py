@@ -13,7 +13,7 @@ from typing import Literal, cast
 import msgspec
 
 from . import lenient_json
-from .chat import DONE, ChatDecoder
+from .chat import DONE, ChatDecoder, ChatItem
 from .cursor import Cursor, Place
 from .errors import (
     AuthenticationError,
@@ -242,10 +242,12 @@ class Resumption:
         if self.way == "cursor":
             place = "unknown" if event is None else self._cursor.place_of(event)
         if event is not None:
-            first = next(iter(ChatDecoder().decode(event)), None)
-            is_end = first is DONE and place != "here"
-            if first is None or is_end or isinstance(first, GatewayError):
+            items = ChatDecoder().decode(event)
+            is_end = DONE in items and place != "here"
+            if not items or is_end or isinstance(items[0], GatewayError):
                 return False
+            if place == "unknown" and event.id is None and not any(map(_says_something, items)):
+                return False  # The role, say: some send it at the head of every response.
         if place == "here":
             self.decoder = self._kept_decoder
             self.decoder.take_up()
@@ -330,6 +332,12 @@ class Resumption:
         self._tokens = 0
         repeated, self._repeated = self._repeated, []
         return (Restarted(), *(part for delta in repeated for part in self.new_parts(delta)))
+
+
+def _says_something(item: ChatItem) -> bool:
+    return not isinstance(item, Delta) or bool(
+        item.text or item.reasoning or item.tool_calls or item.finish_reason
+    )
 
 
 def _is_just_text(body: Mapping[str, object]) -> bool:
