@@ -554,7 +554,7 @@ def check_end(world: World, told: Told, ledger: Ledger) -> None:
         case None:
             return
         case AuthenticationError():
-            kinds = (Rotate, Expire, SignIn, SignOut)
+            kinds = (Rotate, Expire, SignIn, SignOut, AskForRefresh)
             why = any(isinstance(happening, kinds) for happening in happenings)
             why = why or "auth_error" in frames or bool(statuses & {401, 500})
             assert type(told.error) in (AuthenticationError, RefreshError, RefreshTimeout)
