@@ -473,23 +473,22 @@ def test_however_a_reply_is_taken_up_it_is_whole_after_whichever_byte_it_is_cut(
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_whatever_a_reply_says_it_is_whole_or_interrupted_with_all_that_came(answer: str) -> None:
     server = Server(answer)
-    cut_each(server, ([Break(at, HOWS[at % 2])] for at in range(size(server) + 1)))
+    cut_each(server, ([Break(at, HOWS[at // 2 % 2])] for at in range(0, size(server) + 1, 2)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(4))
 @pytest.mark.parametrize("framing", FRAMINGS)
-def test_a_reply_of_100_tokens_that_is_cut_five_times_is_whole(framing: Framing, part: int) -> None:
-    """Five cuts in each reply, in any order; each offset is one of them in one reply."""
+def test_a_reply_of_100_tokens_that_is_cut_five_times_is_whole(framing: Framing) -> None:
+    """Every third offset, in any order, five of them in each reply."""
     server = Server(framing=framing, tokens=100)
-    breaks = [Break(at, HOWS[at % 2]) for at in range(size(server) + 1)]
+    breaks = [Break(at, HOWS[at % 2]) for at in range(0, size(server) + 1, 3)]
     random.Random(f"cuts of {framing}").shuffle(breaks)
-    cut_each(server, (breaks[first : first + 5] for first in range(5 * part, len(breaks), 20)))
+    cut_each(server, (breaks[first : first + 5] for first in range(0, len(breaks), 5)))
 
 
 # A sample of them
 
-LIMIT = settings(max_examples=min(settings().max_examples // 2, 4_000))
+LIMIT = settings(max_examples=min(settings().max_examples // 2, 2_000))
 
 
 @st.composite

@@ -839,7 +839,7 @@ SURVIVABLE_RUN = st.builds(
 )
 
 SCARCE = settings(
-    max_examples=max(25, min(settings().max_examples // 6, 2_500)),
+    max_examples=max(25, min(settings().max_examples // 6, 800)),
     phases=[phase for phase in Phase if phase is not Phase.explain],
 )
 
