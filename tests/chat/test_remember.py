@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -433,6 +433,7 @@ ANY_FAULT = st.sampled_from(
 )
 
 
+@settings(max_examples=max(100, settings().max_examples // 10))
 @given(
     turns=st.lists(st.sampled_from(["yes", "no"]), min_size=1, max_size=5),
     pauses=st.lists(st.sampled_from([0.0, 1.0, 400.0]), min_size=5, max_size=5),
