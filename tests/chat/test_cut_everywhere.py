@@ -479,9 +479,9 @@ def test_whatever_a_reply_says_it_is_whole_or_interrupted_with_all_that_came(ans
 @pytest.mark.slow
 @pytest.mark.parametrize("framing", FRAMINGS)
 def test_a_reply_of_100_tokens_that_is_cut_five_times_is_whole(framing: Framing) -> None:
-    """Every third offset, in any order, five of them in each reply."""
+    """Every seventh offset, in any order, five of them in each reply."""
     server = Server(framing=framing, tokens=100)
-    breaks = [Break(at, HOWS[at % 2]) for at in range(0, size(server) + 1, 3)]
+    breaks = [Break(at, HOWS[at % 2]) for at in range(0, size(server) + 1, 7)]
     random.Random(f"cuts of {framing}").shuffle(breaks)
     cut_each(server, (breaks[first : first + 5] for first in range(0, len(breaks), 5)))
 

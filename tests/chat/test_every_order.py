@@ -305,11 +305,9 @@ class World:
         while self._signing_in is not None:
             await self._signing_in.wait()
         account = self.accounts[-1]
-        try:
-            key = await self.fake.refresh(rejected)
-        except GatewayError:
-            self.failed_refreshes += 1
-            raise
+        self.failed_refreshes += 1  # unless it gives a key
+        key = await self.fake.refresh(rejected)
+        self.failed_refreshes -= 1
         if account != self.accounts[-1]:
             # What the fake gave is the other account's: it knows only one at a time. The flight
             # ends by itself.
@@ -631,13 +629,13 @@ def check_account(world: World, ledger: Ledger) -> None:
 
 
 def check_refreshes(world: World) -> None:
-    """Never more refreshes than keys that died, or were said to have died."""
+    """Never more refreshes that gave a key than keys that died, or were said to have died."""
     struck = [fault for seen in world.fake.requests for fault in seen.faults]
     said = sum(isinstance(fault, Status) and fault.status in (401, 500) for fault in struck)
     # At the first of them the reply asks again with the same key.
     frames = sum(isinstance(fault, ErrorFrame) and fault.type == "auth_error" for fault in struck)
     allowed = world.rotations + said + frames // 2
-    assert world.fake.refreshes <= allowed + world.failed_refreshes
+    assert world.fake.refreshes - world.failed_refreshes <= allowed
 
 
 # What is made up
@@ -839,7 +837,7 @@ SURVIVABLE_RUN = st.builds(
 )
 
 SCARCE = settings(
-    max_examples=max(25, min(settings().max_examples // 6, 800)),
+    max_examples=max(25, min(settings().max_examples // 6, 500)),
     phases=[phase for phase in Phase if phase is not Phase.explain],
 )
 
