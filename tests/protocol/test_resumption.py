@@ -237,6 +237,57 @@ class TestCursor:
         assert reader.text == "Once upon"
         assert reader.ways == [None, "cursor"]
 
+    def test_numbers_that_run_on_do_not_hide_an_answer_that_starts_over(self) -> None:
+        reader = broken_after("Once ", "upon ", ids=True)
+        reader.ask()
+        with pytest.raises(StartedOver):
+            reader.hear(frame("On", event_id="3"), frame("ce upon ", event_id="4"))
+        assert reader.text == "Once upon "
+        reader.ask()
+        reader.hear(frame("Once upon a time", event_id="5", finish="stop"))
+        reader.end()
+        assert reader.text == "Once upon a time"
+        assert reader.ways == [None, "cursor", "replay"]
+
+    def test_text_that_only_begins_as_the_answer_did_is_given_once_it_differs(self) -> None:
+        reader = broken_after("Once ", "upon ", ids=True)
+        reader.ask()
+        reader.hear(frame("Once", event_id="3"))
+        assert reader.text == "Once upon "
+        reader.hear(frame(" more", event_id="4", finish="stop"))
+        reader.end()
+        assert reader.text == "Once upon Once more"
+
+    def test_text_that_was_held_back_at_a_cut_comes_again(self) -> None:
+        reader = broken_after("Once ", "upon ", ids=True)
+        reader.ask()
+        reader.hear(frame("On", event_id="3"))
+        request = reader.resumption.next_request()
+        assert request.headers == {"Last-Event-ID": "2"}
+        reader.hear(frame("On", event_id="3"), frame(" a", event_id="4"))
+        assert reader.text == "Once upon On a"
+        request = reader.resumption.next_request()
+        assert request.headers == {"Last-Event-ID": "4"}
+        reader.hear(frame("On", event_id="3"), frame(" a", event_id="4"))
+        reader.hear(frame(" b", event_id="5", finish="stop"))
+        reader.end()
+        assert reader.text == "Once upon On a b"
+
+    def test_an_answer_that_ends_as_it_began_is_asked_for_again(self) -> None:
+        reader = broken_after("la la ", ids=True)
+        reader.ask()
+        reader.hear(frame("la", event_id="2", finish="stop"))
+        with pytest.raises(StartedOver):
+            reader.end()
+
+    def test_the_end_of_an_answer_is_not_held_back(self) -> None:
+        reader = broken_after("Once", ids=True)
+        reader.ask()
+        reader.hear(frame(role="assistant"), frame(event_id="2", finish="stop"))
+        assert reader.resumption.finish_reason == "stop"
+        reader.end()
+        assert (reader.text, reader.ways) == ("Once", [None, "cursor"])
+
     def test_an_error_that_comes_first_leaves_the_place_as_it_was(self) -> None:
         reader = broken_after("Once ", ids=True)
         reader.ask()
@@ -500,7 +551,7 @@ class Server:
         texts: The answer's deltas.
         ids: How its events are numbered.
         honours: What it does with `Last-Event-ID`.
-        completion: Whether its chunks name the completion.
+        completion: How its chunks name the completion, if they do.
         roles: Which of its chunks say who speaks.
         ends: Whether the end has an id.
     """
@@ -508,10 +559,11 @@ class Server:
     texts: list[str]
     ids: str
     honours: str
-    completion: bool
+    completion: str
     roles: str
     ends: bool
     answers: int = 0
+    made: int = 0
     kept: list[ServerSentEvent] = field(default_factory=list[ServerSentEvent])
 
     def answer(self, last_event_id: str | None) -> list[ServerSentEvent]:
@@ -521,6 +573,7 @@ class Server:
             events = self.kept[max(places[last_event_id] + 1 - overlap, 0) :]
         else:
             self.answers += 1
+            self.made += len(self.kept)
             events = [self._event(number, text) for number, text in enumerate(self.texts)]
             if self.ends:
                 end_id = self._id(len(self.texts))
@@ -537,6 +590,8 @@ class Server:
                 return str(number)
             case "numbers of the stream":
                 return f"{self.answers}-{number}"
+            case "numbers of the server":
+                return str(self.made + number)
             case "opaque":
                 return f"{number * 7919 % 10007:x}{self.answers:x}q"
             case _:
@@ -548,7 +603,7 @@ class Server:
             delta["role"] = "assistant"
         data: dict[str, object] = {"choices": [{"index": 0, "delta": delta}]}
         if self.completion:
-            data["id"] = f"chatcmpl-{self.answers}"
+            data["id"] = self.completion.format(self.answers)
         return ServerSentEvent("message", json.dumps(data).encode(), id=self._id(number))
 
 
@@ -556,9 +611,11 @@ class Server:
     server=st.builds(
         Server,
         texts=st.lists(st.sampled_from(["la", "la ", " ", "", "li\n", "é"]), min_size=1),
-        ids=st.sampled_from(["numbers", "numbers of the stream", "opaque", "none"]),
+        ids=st.sampled_from(
+            ["numbers", "numbers of the stream", "numbers of the server", "opaque", "none"]
+        ),
         honours=st.sampled_from(["exactly", "inclusively", "with some more", "starts over"]),
-        completion=st.booleans(),
+        completion=st.sampled_from(["chatcmpl-{}", "chatcmpl", ""]),
         roles=st.sampled_from(["first", "all", "none"]),
         ends=st.booleans(),
     ),
@@ -573,15 +630,16 @@ def test_whatever_a_server_makes_of_the_cursor_the_text_is_whole(
         events = server.answer(request.headers.get("Last-Event-ID"))[:cut]
         try:
             reader.hear(*events)
+            if reader.resumption.decoder.complete:
+                reader.end()
+                break
         except StartedOver:
             continue
-        if reader.resumption.decoder.complete:
-            break
         reader.resumption.ended_early(None)
     else:  # The last place had nothing behind it: once more, from the beginning.
         reader.ask()
         reader.hear(*server.answer(None))
-    reader.end()
+        reader.end()
     assert reader.text == "".join(server.texts)
 
 

@@ -76,6 +76,11 @@ class _Ids:
                 return
         self._others.add(event_id)
 
+    @property
+    def consecutive(self) -> bool:
+        """Whether they are numbers, each one more than the one before."""
+        return len(self._numbers) > 1 and not self._others
+
     def __contains__(self, event_id: str) -> bool:
         if event_id in self._others:
             return True
@@ -138,8 +143,8 @@ class Cursor:
             return "unknown" if both_named and ours.id != theirs.id else "here"
         if theirs.has_role and (self._last is self._first or not ours.has_role):
             return "unknown"  # Only the beginning of an answer says who speaks.
-        if both_named and ours.id == theirs.id:
-            return "here"
         before, after = _numbered(self._last.id or ""), _numbered(event.id)
-        next_number = before is not None and after == (before[0], before[1] + 1)
-        return "here" if next_number else "unknown"
+        if before is not None and after == (before[0], before[1] + 1):
+            return "here"
+        same = both_named and ours.id == theirs.id
+        return "here" if same and not self._ids.consecutive else "unknown"

@@ -11,6 +11,7 @@ diverged.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import msgspec
 
@@ -18,6 +19,10 @@ from .events import Delta, RawEvent, ToolCallDelta
 
 Channel = tuple[int, str, int]
 """A stream of characters within a reply: choice, what it holds, index of the tool call."""
+
+
+# So many characters in a row are no coincidence.
+_ENOUGH_TO_TELL = 32
 
 
 class Diverged(Exception):
@@ -124,6 +129,33 @@ class Delivered:
         if others or self._tool_calls or self._finish_reasons or self._last_kind != "text":
             return ""
         return self._channels[0, "text", 0].text.rstrip()
+
+    def begins_with(self, deltas: Sequence[Delta], *, kept: int) -> bool | None:
+        """Whether `deltas` say again what the answer began with; `None` where it is too early.
+
+        Args:
+            deltas: What comes next, in a stream that was taken up.
+            kept: So many characters of the text came before this answer, which continues them.
+        """
+        texts: dict[Channel, str] = {}
+        for delta in deltas:
+            if delta.tool_calls:
+                return False
+            for kind, text in (("text", delta.text), ("reasoning", delta.reasoning)):
+                channel = (delta.choice, kind, 0)
+                if text:
+                    texts[channel] = texts.get(channel, "") + text
+        if not texts:  # The end of an answer is no beginning.
+            return False if any(delta.finish_reason for delta in deltas) else None
+        enough = False
+        for channel, text in texts.items():
+            received = self._channels.get(channel)
+            begin = "" if received is None else received.text[kept if channel[1] == "text" else 0 :]
+            length = min(len(text), len(begin), _ENOUGH_TO_TELL)
+            if not begin or text[:length] != begin[:length]:
+                return False
+            enough = enough or length == min(len(begin), _ENOUGH_TO_TELL)
+        return True if enough else None
 
     def begin_attempt(self) -> None:
         """The same request was sent again: what follows begins anew."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, NoReturn, cast
 
 import msgspec
 
@@ -97,6 +97,7 @@ class Resumption:
         # Of the answer that the cursor is in, over all attempts that took it up.
         self._kept_decoder = ChatDecoder()
         self._is_continuation = False
+        self._kept = 0  # Characters of the text that came before this answer.
         self._repeated: list[Delta] = []
         self._tokens = 0  # That the reader has, about: the deltas with text or reasoning.
         # Of the attempt
@@ -106,6 +107,8 @@ class Resumption:
         self._taken_up_after: str | None = None
         self._last_id: str | None = None
         self._last_was_repeat = False
+        self._suspected: list[Delta] | None = None
+        self._unconfirmed: list[ServerSentEvent] = []
 
     # What the reader has
 
@@ -139,6 +142,8 @@ class Resumption:
         """
         self.begun = False
         self.decoder = ChatDecoder()
+        self._suspected = None
+        self._unconfirmed = []
         content, headers = self._content, dict[str, str]()
         last_event_id = self._cursor.last_event_id
         if last_event_id is not None and "cursor" not in self._refused:
@@ -253,16 +258,20 @@ class Resumption:
             self.decoder.take_up()
             self._taken_up_after = self._cursor.last_event_id
             self._last_id = None
+            is_new = event is not None and not self._cursor.has_passed(event)
+            # Numbers may run on where a server starts over: what it says tells, then.
+            self._suspected = [] if is_new and self._delivered.content else None
             self.begun = True
             return True
         if place == "unknown" or (place == "beginning" and self._continued() is not None):
-            self._refused.add("cursor")
-            raise StartedOver
+            self._start_over()
         if place == "beginning":
             self._check_replay()
             self.way = "replay" if self._delivered.content else None
         self._is_continuation = self.way == "continue"
+        self._kept = 0
         if self._is_continuation:
+            self._kept = 0 if self._policy.echo else len(self._delivered.continuable_text)
             self._delivered.begin_continuation(echo=self._policy.echo)
         else:
             self._delivered.begin_attempt()
@@ -286,6 +295,13 @@ class Resumption:
 
     def passed(self, event: ServerSentEvent) -> None:
         """`event` was taken, and was more than an error."""
+        if self._suspected is not None:
+            self._unconfirmed.append(event)
+            return
+        if self._unconfirmed:
+            for each in self._unconfirmed:
+                self._cursor.passed(each)
+            self._unconfirmed = []
         self._cursor.passed(event)
 
     def new_parts(self, delta: Delta) -> tuple[Delta | Restarted, ...]:
@@ -293,7 +309,24 @@ class Resumption:
 
         Raises:
             Diverged: The answer is another one, and the reply may not start over.
+            StartedOver: The answer is not to be read on; the next request goes another way.
         """
+        if self._suspected is None:
+            return self._new_parts(delta)
+        self._suspected.append(delta)
+        begins_anew = self._delivered.begins_with(self._suspected, kept=self._kept)
+        if begins_anew is None:
+            return ()
+        if begins_anew:
+            self._start_over()
+        cleared, self._suspected = self._suspected, None
+        return tuple(part for each in cleared for part in self._new_parts(each))
+
+    def _start_over(self) -> NoReturn:
+        self._refused.add("cursor")
+        raise StartedOver
+
+    def _new_parts(self, delta: Delta) -> tuple[Delta | Restarted, ...]:
         if self._policy.on_divergence == "restart" and self._delivered.repeating:
             self._repeated.append(delta)
         try:
@@ -315,9 +348,14 @@ class Resumption:
 
         Raises:
             Diverged: It ended before the first one's length, and the reply may not start over.
+            StartedOver: It said nothing but what the answer had begun with.
         """
+        suspected, self._suspected = self._suspected or [], None
+        if any(delta.text or delta.reasoning for delta in suspected):
+            self._start_over()
+        parts = [part for delta in suspected for part in self._new_parts(delta)]
         try:
-            return tuple(self._delivered.end_attempt())
+            return (*parts, *self._delivered.end_attempt())
         except Diverged:
             return self._restarted()
 
@@ -331,7 +369,7 @@ class Resumption:
         self._delivered.restart()
         self._tokens = 0
         repeated, self._repeated = self._repeated, []
-        return (Restarted(), *(part for delta in repeated for part in self.new_parts(delta)))
+        return (Restarted(), *(part for delta in repeated for part in self._new_parts(delta)))
 
 
 def _says_something(item: ChatItem) -> bool:
