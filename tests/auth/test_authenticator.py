@@ -563,6 +563,29 @@ async def test_rule_13_a_newer_key_in_a_store_that_tells_of_no_changes_is_found(
         assert (await authenticator.refresh("sk-1")).value == "sk-2"
 
 
+@pytest.mark.parametrize("outcome", ["sk-1", AuthenticationError("refused"), ValueError("a bug")])
+async def test_a_refresh_that_was_only_wished_for_costs_no_request_its_key(
+    autojump_clock: MockClock, outcome: str | Exception
+) -> None:
+    async with open_authenticator(MemoryKeyStore("sk-1"), Refresher(outcome, seconds=5)) as auth:
+        auth.request_refresh()
+        assert (await auth.key()).value == "sk-1"
+        with pytest.raises(AuthenticationError):
+            await auth.refresh()
+
+
+async def test_a_request_that_waits_for_a_rejected_key_fails_with_its_refresh(
+    autojump_clock: MockClock,
+) -> None:
+    refresher = Refresher(AuthenticationError("refused"), seconds=5)
+    async with open_authenticator(MemoryKeyStore("sk-1"), refresher) as auth:
+        auth.request_refresh()
+        auth.request_refresh("sk-1")  # now a gateway is said to have rejected it
+        with pytest.raises(AuthenticationError):
+            await auth.key()
+    assert len(refresher.calls) == 1
+
+
 @pytest.mark.parametrize("make", [str, Key])
 async def test_a_key_of_ones_own_making_is_told_by_its_value(
     make: Callable[[str], Key | str],

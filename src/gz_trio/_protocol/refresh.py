@@ -64,6 +64,7 @@ class Flight:
     """One refresh, from the 401 that asked for it until its callable has returned.
 
     `early` is true for as long as nobody waits for it: a refresh ahead of the key's end.
+    `unprompted`: for as long as no gateway is said to have rejected the key.
     `returned`: its callable has, or there is none; what is left of it takes no time.
     """
 
@@ -71,6 +72,7 @@ class Flight:
     epoch: int
     started: float
     early: bool
+    unprompted: bool
     result: outcome.Outcome[Key] | None = None
     produced: int | None = None
     returned: bool = False
@@ -295,7 +297,8 @@ class RefreshMachine:
             return Fail(AuthenticationError("signed out: sign in first"))
         elif not (self._can_refresh or self._can_wait_for_first):
             return Fail(AuthenticationError("there is no key: sign in, or give a refresh callable"))
-        return self._refresh(key, now, early=False)
+        unprompted = rejected is None and current is not None
+        return self._refresh(key, now, early=False, unprompted=unprompted)
 
     def needs_key(self, *, now: float) -> Decision:
         """A request is about to be sent: which key goes into it?
@@ -312,6 +315,12 @@ class RefreshMachine:
             return Join(flight)
         return UseKey(key)
 
+    def key_despite(self, flight: Flight) -> Key | None:
+        """The key to send although `flight` has failed: nobody says that it was rejected."""
+        key = self.record.key
+        usable = flight.unprompted and not self.closed
+        return key if usable and key is not None and key.epoch == flight.epoch else None
+
     def due_early(self, *, now: float) -> Start | None:
         """The current key ends soon: a flight for it, once per generation, or nothing to do."""
         key = self.record.key
@@ -320,7 +329,7 @@ class RefreshMachine:
         if key.generation <= self._refreshed_early:
             return None
         self._refreshed_early = key.generation
-        decision = self._refresh(key, now, early=True)
+        decision = self._refresh(key, now, early=True, unprompted=True)
         return decision if isinstance(decision, Start) else None
 
     def wants_early_refresh(self) -> Key | None:
@@ -341,10 +350,11 @@ class RefreshMachine:
             rejected = rejected.value
         return current if current is not None and current.value == rejected else None
 
-    def _refresh(self, key: Key | None, now: float, *, early: bool) -> Decision:
+    def _refresh(self, key: Key | None, now: float, *, early: bool, unprompted: bool) -> Decision:
         flight = self.flight
         if flight is not None and flight.result is None:
             flight.early = flight.early and early
+            flight.unprompted = flight.unprompted and unprompted
             return Join(flight)
         error = self._why_not(now)
         if error is not None:
@@ -352,7 +362,9 @@ class RefreshMachine:
                 self._error = error
             return Fail(error)
         self._unwinding = self.flight
-        self.flight = Flight(key, self.record.epoch, now, early, returned=not self._can_refresh)
+        self.flight = Flight(
+            key, self.record.epoch, now, early, unprompted, returned=not self._can_refresh
+        )
         return Start(self.flight)
 
     def _why_not(self, now: float) -> AuthenticationError | None:
