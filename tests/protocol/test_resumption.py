@@ -491,6 +491,17 @@ class TestContinue:
         reader.ask()
         assert reader.ways == [None, "continue", "replay"]
 
+    def test_text_beside_thoughts_that_lead_elsewhere_does_not_count_as_delivered(self) -> None:
+        reader = broken_after(policy=VLLM)
+        reader.hear(frame(reasoning_content="Hm"), frame("Once"))
+        reader.ask()
+        with pytest.raises(StartedOver):
+            reader.hear(frame(" upon", reasoning_content="!"))
+        reader.ask()
+        reader.hear(frame(reasoning_content="Hm"), frame("Once upon", finish="stop"))
+        reader.end()
+        assert reader.text == "Once upon"
+
     def test_half_an_answer_is_nothing_to_restart_with(self) -> None:
         policy = ResumePolicy(continue_="vllm", on_divergence="restart")
         reader = broken_after("Once ", policy=policy)

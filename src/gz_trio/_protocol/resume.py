@@ -213,6 +213,9 @@ class Delivered:
         ):
             self._held_back.append(delta)
             return None
+        # Before the text beside it counts as delivered.
+        if self._reasoning_is_over and delta.reasoning:
+            raise Diverged
         text = self._new_text((choice, "text", 0), delta.text)
         reasoning = self._new_text((choice, "reasoning", 0), delta.reasoning)
         tool_calls = tuple(
@@ -274,10 +277,7 @@ class Delivered:
     def _new_text(self, channel: Channel, text: str) -> str:
         if not text:
             return text
-        kind = channel[1]
-        if self._reasoning_is_over and kind == "reasoning":
-            raise Diverged
-        self._last_kind = kind
+        self._last_kind = channel[1]
         received = self._channels.get(channel)
         if received is None:
             received = self._channels[channel] = _Received()
