@@ -53,7 +53,7 @@ OPAQUE = ("x9f", "b", "0c2e")
 @pytest.mark.parametrize("ids", [NUMBERED, PREFIXED, OPAQUE])
 def test_an_unseen_id_of_the_same_completion_goes_on(ids: tuple[str, str, str]) -> None:
     cursor = left_after(chunk(ids[0], role=True), chunk(ids[1]))
-    assert cursor.place_of(chunk(ids[2])) == "here"
+    assert cursor.place_of(chunk(ids[2]), begun={0}) == "here"
 
 
 @pytest.mark.parametrize(
@@ -78,18 +78,26 @@ def test_the_first_event_tells_where_an_answer_begins(
     first_event: ServerSentEvent, place: str
 ) -> None:
     cursor = left_after(chunk("7", role=True), chunk("8"), chunk("9"))
-    assert cursor.place_of(first_event) == place
+    assert cursor.place_of(first_event, begun={0}) == place
 
 
 def test_a_role_says_nothing_where_every_chunk_has_one() -> None:
     cursor = left_after(chunk("1", role=True), chunk("2", role=True))
-    assert cursor.place_of(chunk("3", role=True)) == "here"
+    assert cursor.place_of(chunk("3", role=True), begun={0}) == "here"
+
+
+def test_the_role_of_a_choice_that_had_not_begun_is_no_beginning_of_the_answer() -> None:
+    cursor = left_after(chunk("1", role=True))
+    other = b'{"id":"chatcmpl-1","choices":[{"index":1,"delta":{"role":"assistant"}}]}'
+    event = ServerSentEvent("message", other, id="2")
+    assert cursor.place_of(event, begun={0}) == "here"
+    assert cursor.place_of(event, begun={0, 1}) == "unknown"
 
 
 def test_what_is_no_json_goes_on_by_its_number_alone() -> None:
     cursor = left_after(chunk("1"), chunk("2"))
-    assert cursor.place_of(ServerSentEvent("message", b"[DONE]", id="3")) == "here"
-    assert cursor.place_of(ServerSentEvent("message", b"[DONE]", id="5")) == "unknown"
+    assert cursor.place_of(ServerSentEvent("message", b"[DONE]", id="3"), begun={0}) == "here"
+    assert cursor.place_of(ServerSentEvent("message", b"[DONE]", id="5"), begun={0}) == "unknown"
 
 
 @pytest.mark.parametrize("ids", [NUMBERED, PREFIXED, OPAQUE, ("3", "1", "2"), ("007", "008", "1")])

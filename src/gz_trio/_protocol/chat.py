@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import json
+from collections.abc import Set as AbstractSet
 from typing import ClassVar, Final
 
 import msgspec
@@ -101,6 +102,11 @@ class ChatDecoder:
         if self._done and self._answered:
             return True
         return bool(self._finished) and all(self._finished.values())
+
+    @property
+    def choices(self) -> AbstractSet[int]:
+        """The choices that have begun."""
+        return self._finished.keys()
 
     def take_up(self) -> None:
         """The attempt failed, and the same answer goes on in another response."""

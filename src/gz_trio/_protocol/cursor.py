@@ -10,6 +10,7 @@ text, or lose some.
 from __future__ import annotations
 
 import re
+from collections.abc import Set as AbstractSet
 from typing import Literal
 
 import msgspec
@@ -27,6 +28,7 @@ class _Delta(msgspec.Struct, gc=False):
 
 
 class _Choice(msgspec.Struct, gc=False):
+    index: object = None
     delta: _Delta | None = None
 
 
@@ -37,8 +39,13 @@ class _Head(msgspec.Struct, gc=False):
     choices: list[_Choice] = []
 
     @property
-    def has_role(self) -> bool:
-        return any(choice.delta and choice.delta.role for choice in self.choices)
+    def roles(self) -> set[int]:
+        """The choices of which it says who speaks."""
+        return {
+            choice.index if isinstance(choice.index, int) else position
+            for position, choice in enumerate(self.choices)
+            if choice.delta and choice.delta.role
+        }
 
 
 _decode_head = msgspec.json.Decoder(_Head).decode
@@ -95,9 +102,9 @@ class Cursor:
     >>> cursor.passed(ServerSentEvent("message", b'{"id":"chatcmpl-1"}', id="7"))
     >>> cursor.last_event_id
     '7'
-    >>> cursor.place_of(ServerSentEvent("message", b'{"id":"chatcmpl-1"}', id="8"))
+    >>> cursor.place_of(ServerSentEvent("message", b'{"id":"chatcmpl-1"}', id="8"), begun={0})
     'here'
-    >>> cursor.place_of(ServerSentEvent("message", b'{"id":"chatcmpl-2"}', id="1"))
+    >>> cursor.place_of(ServerSentEvent("message", b'{"id":"chatcmpl-2"}', id="1"), begun={0})
     'unknown'
     """
 
@@ -127,11 +134,12 @@ class Cursor:
         """Whether `event` was taken already, by its id."""
         return event.id is not None and event.id in self._ids
 
-    def place_of(self, event: ServerSentEvent) -> Place:
+    def place_of(self, event: ServerSentEvent, *, begun: AbstractSet[int]) -> Place:
         """Where an answer begins, by its first event.
 
         Args:
             event: The first one that came in answer to `last_event_id`.
+            begun: The choices that the stream had begun.
         """
         if event.id is None or self._first is None or self._last is None:
             return "unknown"
@@ -141,7 +149,7 @@ class Cursor:
         both_named = ours.id is not None and theirs.id is not None
         if self.has_passed(event):
             return "unknown" if both_named and ours.id != theirs.id else "here"
-        if theirs.has_role and (self._last is self._first or not ours.has_role):
+        if theirs.roles & begun and (self._last is self._first or not ours.roles):
             return "unknown"  # Only the beginning of an answer says who speaks.
         before, after = _numbered(self._last.id or ""), _numbered(event.id)
         if before is not None and after == (before[0], before[1] + 1):

@@ -95,7 +95,7 @@ class Resumption:
         self._cursor = Cursor()
         self._refused: set[Way] = set()
         # Of the answer that the cursor is in, over all attempts that took it up.
-        self._kept_decoder = ChatDecoder()
+        self._kept_decoder: ChatDecoder = ChatDecoder()
         self._is_continuation = False
         self._kept = 0  # Characters of the text that came before this answer.
         self._repeated: list[Delta] = []
@@ -103,7 +103,7 @@ class Resumption:
         # Of the attempt
         self.way: Way | None = None
         self.begun = False
-        self.decoder = ChatDecoder()
+        self.decoder: ChatDecoder = ChatDecoder()
         self._taken_up_after: str | None = None
         self._last_id: str | None = None
         self._last_was_repeat = False
@@ -245,7 +245,9 @@ class Resumption:
         """
         place: Place | None = None
         if self.way == "cursor":
-            place = "unknown" if event is None else self._cursor.place_of(event)
+            place = "unknown"
+            if event is not None:
+                place = self._cursor.place_of(event, begun=self._kept_decoder.choices)
         if event is not None:
             items = ChatDecoder().decode(event)
             is_end = DONE in items and place != "here"
