@@ -45,6 +45,16 @@ def test_an_id_that_was_taken_back_leaves_the_place_uncertain() -> None:
     assert left_after(chunk("1"), chunk(None)).last_event_id is None
 
 
+@pytest.mark.parametrize("event_id", ["é", "🦊", "1\t", " 1", "1 ", "\x7f", "1" * 1025])
+def test_an_id_that_no_header_can_hold_is_no_cursor(event_id: str) -> None:
+    assert left_after(chunk(event_id)).last_event_id is None
+
+
+@pytest.mark.parametrize("event_id", ["0", "a b", '{"offset":1}', "1" * 1024])
+def test_any_other_id_is_sent_as_it_is(event_id: str) -> None:
+    assert left_after(chunk(event_id)).last_event_id == event_id
+
+
 NUMBERED = ("7", "8", "9")
 PREFIXED = ("a-7", "a-8", "a-9")
 OPAQUE = ("x9f", "b", "0c2e")

@@ -20,6 +20,9 @@ from .sse import ServerSentEvent
 
 Place = Literal["here", "beginning", "unknown"]
 
+# What any HTTP library sends as it is (RFC 9110, section 5.5), and of a size that servers take.
+_FIELD_VALUE = re.compile(r"[!-~](?:[ -~]{0,1022}[!-~])?")
+
 _NUMBERED = re.compile(r"(.*?)(0|[1-9][0-9]{0,17})", re.DOTALL)
 
 
@@ -117,7 +120,9 @@ class Cursor:
     @property
     def last_event_id(self) -> str | None:
         """What to send as `Last-Event-ID`; `None` where the stream cannot be taken up by it."""
-        return self._last.id if self._last is not None and self._exact else None
+        if self._last is None or self._last.id is None or not self._exact:
+            return None
+        return self._last.id if _FIELD_VALUE.fullmatch(self._last.id) else None
 
     def passed(self, event: ServerSentEvent) -> None:
         """`event` was taken; whatever comes next lies behind it."""
