@@ -35,10 +35,11 @@ class _Received:
     Pieces are joined only when an attempt begins, so that a reply that never breaks pays nothing.
     """
 
-    __slots__ = ("expected", "matched", "pieces")
+    __slots__ = ("expected", "kept", "matched", "pieces")
 
     def __init__(self) -> None:
         self.pieces: list[str] = []
+        self.kept = 0  # Characters that came before the answer which is being received.
         self.expected = ""
         self.matched = 0
 
@@ -51,6 +52,7 @@ class _Received:
 
     def rewind(self, kept: int = 0) -> None:
         """An answer comes that repeats what was delivered after the first `kept` characters."""
+        self.kept = kept
         self.expected = self.text[kept:]
         self.matched = 0
 
@@ -130,12 +132,11 @@ class Delivered:
             return ""
         return self._channels[0, "text", 0].text.rstrip()
 
-    def begins_with(self, deltas: Sequence[Delta], *, kept: int) -> bool | None:
+    def begins_with(self, deltas: Sequence[Delta]) -> bool | None:
         """Whether `deltas` say again what the answer began with; `None` where it is too early.
 
         Args:
             deltas: What comes next, in a stream that was taken up.
-            kept: So many characters of the text came before this answer, which continues them.
         """
         texts: dict[Channel, str] = {}
         for delta in deltas:
@@ -150,7 +151,7 @@ class Delivered:
         enough = False
         for channel, text in texts.items():
             received = self._channels.get(channel)
-            begin = "" if received is None else received.text[kept if channel[1] == "text" else 0 :]
+            begin = "" if received is None else received.text[received.kept :]
             length = min(len(text), len(begin), _ENOUGH_TO_TELL)
             if not begin or text[:length] != begin[:length]:
                 return False

@@ -97,7 +97,6 @@ class Resumption:
         # Of the answer that the cursor is in, over all attempts that took it up.
         self._kept_decoder: ChatDecoder = ChatDecoder()
         self._is_continuation = False
-        self._kept = 0  # Characters of the text that came before this answer.
         self._repeated: list[Delta] = []
         self._tokens = 0  # That the reader has, about: the deltas with text or reasoning.
         # Of the attempt
@@ -271,9 +270,7 @@ class Resumption:
             self._check_replay()
             self.way = "replay" if self._delivered.content else None
         self._is_continuation = self.way == "continue"
-        self._kept = 0
         if self._is_continuation:
-            self._kept = 0 if self._policy.echo else len(self._delivered.continuable_text)
             self._delivered.begin_continuation(echo=self._policy.echo)
         else:
             self._delivered.begin_attempt()
@@ -316,7 +313,7 @@ class Resumption:
         if self._suspected is None:
             return self._new_parts(delta)
         self._suspected.append(delta)
-        begins_anew = self._delivered.begins_with(self._suspected, kept=self._kept)
+        begins_anew = self._delivered.begins_with(self._suspected)
         if begins_anew is None:
             return ()
         if begins_anew:
