@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 
@@ -30,10 +31,10 @@ def pytest_runtest_call() -> Generator[None, object, object]:
     with pytest.MonkeyPatch.context() as patch:
         original = GatewayError.__init__
 
-        def checked(self: GatewayError, message: str, **details: object) -> None:
+        def checked(self: GatewayError, message: str, **details: Any) -> None:
             if _KEYS.search(message):
                 leaks.append(_KEYS.sub("...", message))
-            original(self, message, **details)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+            original(self, message, **details)
 
         patch.setattr(GatewayError, "__init__", checked)
         result = yield

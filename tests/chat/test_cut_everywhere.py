@@ -11,7 +11,7 @@ import random
 import socket
 import struct
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -36,6 +36,7 @@ from gz_trio import (
     open_authenticator,
     open_gateway,
 )
+from gz_trio.testing import Answer as FakeAnswer
 from gz_trio.testing import FakeGateway, Framing, SeenRequest
 from gz_trio.testing._memory import MemoryStream, memory_client, memory_connection
 from tests.chats import BODY, Told, tell
@@ -348,6 +349,11 @@ SAMPLED: dict[str, Answer] = {
 ANSWERS = THE_SAME_AGAIN | SAMPLED
 
 
+def by_attempt(give: Answer) -> FakeAnswer:
+    """What gives an answer by the attempt alone, as a fake gateway calls it."""
+    return lambda _, attempt: give(attempt)
+
+
 @dataclass(frozen=True)
 class Server:
     """A gateway whose connections break."""
@@ -362,10 +368,7 @@ class Server:
         return f"{self.framing}, {self.way}, {self.answer or f'{self.tokens} tokens'}"
 
     def fake(self) -> FakeGateway:
-        answer: Callable[[Mapping[str, object], int], Sequence[str | Delta]] | None = None
-        if self.answer is not None:
-            give = ANSWERS[self.answer]
-            answer = lambda _, attempt: give(attempt)  # noqa: E731
+        answer = None if self.answer is None else by_attempt(ANSWERS[self.answer])
         return FakeGateway(
             tokens=self.tokens, answer=answer, framing=self.framing, **WAYS[self.way].server
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from typing import cast
 
 import httpx
 import pytest
@@ -209,7 +210,7 @@ async def test_a_key_that_can_be_none_is_a_clear_error_that_does_not_show_it(
 
 
 async def test_a_key_header_that_is_none_is_a_clear_error() -> None:
-    bad: KeyHeader = "X-Key"  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    bad = cast("KeyHeader", "X-Key")
     with pytest.raises(ValueError, match="Authorization, x-api-key or api-key"):
         async with open_gateway(FakeGateway.base_url, KEY, key_header=bad):
             pass
@@ -220,7 +221,7 @@ async def refresh(_: Key | None) -> str:
 
 
 async def test_something_that_is_no_httpx_client_is_a_type_error() -> None:
-    client: httpx.AsyncClient = object()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    client = cast("httpx.AsyncClient", object())
     with pytest.raises(TypeError, match=r"httpx\.AsyncClient"):
         async with open_gateway(FakeGateway.base_url, KEY, http_client=client):
             pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -343,9 +344,12 @@ class TestContinue:
         ],
     )
     def test_the_partial_answer_goes_back_with_the_servers_flag(
-        self, continue_: str, message: dict[str, object], flags: dict[str, object]
+        self,
+        continue_: Literal["vllm", "prefix", "prefill"],
+        message: dict[str, object],
+        flags: dict[str, object],
     ) -> None:
-        reader = broken_after("Once ", "upon", policy=ResumePolicy(continue_=continue_))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        reader = broken_after("Once ", "upon", policy=ResumePolicy(continue_=continue_))
         partial = {"role": "assistant", "content": "Once upon", **message}
         assert reader.ask() == {**BODY, **flags, "messages": [USER, partial]}
 

@@ -183,7 +183,7 @@ class Receiver:
         except CannotResume as reason:
             raise StreamInterrupted(str(reason)) from failure
 
-    async def _recover(  # noqa: ASYNC910
+    async def _recover(  # noqa: ASYNC910 - one, where it waits
         self, attempt: Attempt, failure: GatewayError, *, in_frame: bool
     ) -> NextRequest:
         """Wait as long as `failure` asks for; what is to be sent then.

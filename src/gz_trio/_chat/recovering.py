@@ -136,7 +136,7 @@ class Recovering:
             self._rejection = failure
         return step
 
-    async def carry_out(self, step: Refresh | Wait) -> None:  # noqa: ASYNC910
+    async def carry_out(self, step: Refresh | Wait) -> None:  # noqa: ASYNC910 - where it waits
         """Wait; a refresh is left to `next_key`.
 
         A checkpoint where it waits; what follows, `next_key`, is one always.
@@ -148,6 +148,6 @@ class Recovering:
                 self._announce(RateLimited(seconds) if rate_limited else Paused("reconnect"))
                 await trio.sleep(seconds)
 
-    async def after(self, failure: GatewayError) -> None:  # noqa: ASYNC910
+    async def after(self, failure: GatewayError) -> None:  # noqa: ASYNC910 - where it waits
         """`decide` and `carry_out` at once."""
         await self.carry_out(self.decide(failure))

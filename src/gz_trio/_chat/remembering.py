@@ -120,7 +120,7 @@ class Remembering:
                 self._failure = error
                 if not isinstance(error, BadRequestError) or error.retryable:
                     _log.warning("%d messages are not saved yet: %s", len(self._pending), error)
-                    return  # noqa: ASYNC910
+                    return  # noqa: ASYNC910 - the call was one
                 _log.warning("a message will not be saved: %s", error)
                 self._refused.append(message)  # never to be accepted; those after it may be
             self._pending.popleft()

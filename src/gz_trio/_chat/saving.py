@@ -108,10 +108,10 @@ class Saver:
 
     async def _find_created(self, call: Call, title: str, model: str) -> HistorySession | None:
         path = f"/sessions?{urlencode({'limit': LOOK_BACK, 'offset': 0})}"
-        for session in await call.ask("GET", path, sessions_from):
-            if (session.title, session.model) != (title, model) or self._knows(session):
+        for listed in await call.ask("GET", path, sessions_from):
+            if (listed.title, listed.model) != (title, model) or self._knows(listed):
                 continue
-            session = await call.ask("GET", path_of(session.id), session_from)  # noqa: PLW2901
+            session = await call.ask("GET", path_of(listed.id), session_from)
             if not session.messages and not self._knows(session):
                 return None if self._creating[title, model] else session
         return None
