@@ -154,9 +154,10 @@ class HttpxResponse:
     async def receive(self) -> bytes:
         """The next bytes of the body; see `Response.receive`."""
         with self._transport.errors_mapped(self._url):
-            if self._more_to_decompress and (data := self._decompress(b"")):
+            if self._more_to_decompress:
                 await trio.lowlevel.checkpoint()
-                return data
+                if data := self._decompress(b""):
+                    return data
             async for chunk in self._chunks:
                 if data := self._decoded(chunk):
                     return data
