@@ -1,5 +1,7 @@
 """How the tests are run: hypothesis profiles, and the examples in the docs and docstrings."""
 
+import signal
+
 import trio
 from hypothesis import HealthCheck, settings
 from sybil import Sybil
@@ -19,6 +21,11 @@ settings.register_profile("ordinary", ordinary)
 settings.register_profile("sample", ordinary, derandomize=False, max_examples=1_000)
 settings.register_profile("exhaustive", ordinary, derandomize=False, max_examples=50_000)
 settings.load_profile("ordinary")
+
+
+# A shell without job control has what it starts in the background ignore Ctrl-C, which tests send.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def imported(namespace: dict[str, object]) -> None:
