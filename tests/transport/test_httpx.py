@@ -16,12 +16,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gz_trio import APIConnectionError, GatewayError, ProtocolError
-from gz_trio._transport.httpx import (
-    DECOMPRESSED_BYTES,
-    REQUESTS_PER_CLIENT,
-    HttpxTransport,
-    open_httpx_transport,
-)
+from gz_trio._transport.content_coding import DECOMPRESSED_BYTES
+from gz_trio._transport.httpx import REQUESTS_PER_CLIENT, HttpxTransport, open_httpx_transport
 from gz_trio._transport.interface import Request, Response
 from gz_trio.testing import Cut, Drip, FakeGateway, Reset, Stall, Status
 from gz_trio.testing._memory import HttpxModule
@@ -87,6 +83,11 @@ async def test_a_response_streams_to_its_end_and_stays_ended(
         (Cut(), 3, APIConnectionError),
         (Reset(), 3, APIConnectionError),
         (Status(200, headers={"content-encoding": "gzip"}, body=b"no gzip"), None, ProtocolError),
+        (
+            Status(200, headers={"content-encoding": "gzip"}, body=gzip.compress(b"text")[:-1]),
+            None,
+            APIConnectionError,
+        ),
         (Status(200, headers={"content-encoding": "br"}, body=b"brotli"), None, ProtocolError),
     ],
 )

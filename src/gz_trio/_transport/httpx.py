@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ssl
 import sys
-import zlib
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -20,14 +19,10 @@ import httpx
 import trio
 
 from .._protocol.errors import APIConnectionError, ProtocolError
+from .content_coding import ContentDecoder, content_decoder
 from .interface import Request
 
 CLOSE_SECONDS = 5.0
-
-_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
-
-DECOMPRESSED_BYTES = 64 * 1024
-"""At most so much at once: a few bytes may be compressed gigabytes, and readers may pause."""
 
 REQUESTS_PER_CLIENT = 8
 """Each request makes httpcore look at all connections of its pool, several times over."""
@@ -120,8 +115,6 @@ class HttpxTransport:
             raise APIConnectionError(
                 f"the connection to {origin_of(url)} broke: what came is no HTTP, or not all of it"
             ) from None
-        except zlib.error as error:
-            raise ProtocolError(f"the answer of {origin_of(url)} is badly compressed") from error
         except httpx_errors.TransportError as error:
             raise APIConnectionError(f"the connection to {origin_of(url)} broke") from error
 
@@ -137,9 +130,8 @@ class HttpxResponse:
         # Not `aiter_bytes`: where it cannot decompress, it drops the iterator beneath it unclosed.
         # Not `aiter_raw`: of a response that a user's fake transport made whole, it gives nothing.
         self._chunks = aiter(cast("httpx.AsyncByteStream", response.stream))
-        self._coding = response.headers.get("content-encoding", "identity").strip().lower()
-        self._decompressor = zlib.decompressobj(_GZIP_OR_ZLIB)
-        self._more_to_decompress = False
+        coding = response.headers.get("content-encoding", "")
+        self._decoder = content_decoder(coding, origin_of(self._url))
 
     @property
     def status(self) -> int:
@@ -154,27 +146,19 @@ class HttpxResponse:
     async def receive(self) -> bytes:
         """The next bytes of the body; see `Response.receive`."""
         with self._transport.errors_mapped(self._url):
-            if self._more_to_decompress:
-                await trio.lowlevel.checkpoint()
-                if data := self._decompress(b""):
-                    return data
+            decoder = self._decoder
+            if decoder is None:
+                async for chunk in self._chunks:
+                    if chunk:
+                        return chunk
+                return b""
+            if data := await _more_of(decoder):
+                return data
             async for chunk in self._chunks:
-                if data := self._decoded(chunk):
+                if data := decoder.decode(chunk) or await _more_of(decoder):
                     return data
+            decoder.finish()
         return b""
-
-    def _decoded(self, chunk: bytes) -> bytes:
-        if self._coding in ("gzip", "x-gzip", "deflate"):
-            return self._decompress(chunk)
-        if self._coding in ("identity", ""):
-            return chunk
-        raise ProtocolError(f"{origin_of(self._url)} compresses in a way that was not asked for")
-
-    def _decompress(self, chunk: bytes) -> bytes:
-        chunk = self._decompressor.unconsumed_tail + chunk
-        data = self._decompressor.decompress(chunk, DECOMPRESSED_BYTES)
-        self._more_to_decompress = len(data) == DECOMPRESSED_BYTES
-        return data
 
     async def aclose(self) -> None:
         """Close the response, in a bounded time even if cancelled. Call it once."""
@@ -200,6 +184,15 @@ async def open_httpx_transport(
     finally:
         if client is None:
             await transport.aclose()
+
+
+async def _more_of(decoder: ContentDecoder) -> bytes:
+    """The next of what is left of an earlier piece. A checkpoint, unless there is nothing."""
+    while decoder.has_more:
+        await trio.lowlevel.checkpoint()
+        if data := decoder.decode(b""):
+            return data
+    return b""  # noqa: ASYNC910
 
 
 def _module_of(client: httpx.AsyncClient) -> ModuleType:
