@@ -133,7 +133,7 @@ class TlsClient:
                 ) from None
             return False
         except ssl.SSLError as error:
-            raise error_from_tls(error, self._host, in_handshake=True) from error
+            raise _error(error, self._host, in_handshake=True) from error
         if not self._speaks_http_1_1():
             raise APIConnectionError(
                 f"no TLS connection to {self._host}: the server chose another protocol than "
@@ -142,7 +142,7 @@ class TlsClient:
             )
         return True
 
-    def receive(self, data: bytes | memoryview) -> None:
+    def receive(self, data: bytes | bytearray | memoryview) -> None:
         """Take ciphertext that the server sent; `b""` is the end of what it sends.
 
         After `b""`, read until `read` gives `b""` or raises.
@@ -174,7 +174,7 @@ class TlsClient:
                 self._end()
             except ssl.SSLError as error:
                 self._incoming.read()
-                raise error_from_tls(error, self._host, in_handshake=False) from error
+                raise _error(error, self._host, in_handshake=False) from error
             else:
                 self._end()
         if self._ended:
@@ -200,7 +200,7 @@ class TlsClient:
         try:
             self._ssl_object.write(data)
         except ssl.SSLError as error:
-            raise error_from_tls(error, self._host, in_handshake=False) from error
+            raise _error(error, self._host, in_handshake=False) from error
 
     def close(self) -> None:
         """Say that no more will be written (close_notify). The server's is not waited for.
@@ -258,7 +258,7 @@ def _certificate_name(host: str) -> str:
     return name.removesuffix(".")
 
 
-def error_from_tls(error: ssl.SSLError, host: str, *, in_handshake: bool) -> APIConnectionError:
+def _error(error: ssl.SSLError, host: str, *, in_handshake: bool) -> APIConnectionError:
     """What `error` means, in words. None of them are the server's: OpenSSL has tables of them.
 
     A handshake that failed would fail again, so it is not retryable, unless the server says that
@@ -270,7 +270,8 @@ def error_from_tls(error: ssl.SSLError, host: str, *, in_handshake: bool) -> API
         in_handshake: Whether the connection was still being made.
     """
     retryable = not in_handshake
-    reason = error.reason or ""
+    # A context that asks the operating system (truststore) raises errors with fewer attributes.
+    reason = getattr(error, "reason", None) or ""
     words = f" ({reason.lower().replace('_', ' ')})" if reason else ""
     alert = match[1] if (match := _ALERT.fullmatch(reason)) else ""
     if isinstance(error, ssl.SSLCertVerificationError):
