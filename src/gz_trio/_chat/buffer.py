@@ -1,11 +1,13 @@
 """The bounded buffer between the task that receives a reply and the one that reads it.
 
-Cancelling a read takes nothing out of it, and leaves the receiving alone.
+Cancelling a read takes nothing out of it, and leaves the receiving alone. A sink takes the place of
+a reader: what comes goes to it at once, and no task is woken for it.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import trio
 from trio.lowlevel import Abort, RaiseCancelT, Task, checkpoint, checkpoint_if_cancelled
@@ -17,19 +19,33 @@ BUFFER_BYTES = 256 * 1024
 
 CHECKPOINT_EVERY = 64
 
+Sink = Callable[[ReplyEvent, int], None]
+
+
+class SinkRaised(Exception):
+    """The sink raised; its reply ends with that exception."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
 
 class EventBuffer:
     """Events on their way from one task to another, and how they end."""
 
+    __slots__ = (
+        "_bytes", "_events", "_parked", "_reading", "_reads", "_room", "_sink", "ended", "error",
+    )  # fmt: skip
+
     def __init__(self) -> None:
-        self._events: deque[tuple[ReplyEvent, int]] = deque()
+        self._events: deque[tuple[ReplyEvent, int, int]] = deque()
         self._bytes = 0
-        self._room = trio.Event()
-        self._busy = False
+        self._room: trio.Event | None = None
+        self._reading = False
         self._parked: Task | None = None
         self._reads = 0
+        self._sink: Sink | None = None
         self.ended = False
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     @property
     def empty(self) -> bool:
@@ -43,11 +59,29 @@ class EventBuffer:
 
     # Receiving
 
-    def put(self, event: ReplyEvent, size: int = 0) -> None:
-        """Add an event, whose data were so many bytes."""
-        self._events.append((event, size))
+    def put(self, event: ReplyEvent, arrived_ns: int = 0, size: int = 0) -> None:
+        """Add an event.
+
+        Args:
+            event: The event.
+            arrived_ns: When its data came, by `time.perf_counter_ns`.
+            size: Of its data, in bytes.
+
+        Raises:
+            SinkRaised: The sink did, now or before.
+        """
+        if self.ended and self.error is not None:
+            raise SinkRaised(self.error)
+        if self._sink is not None:
+            try:
+                self._sink(event, arrived_ns)
+            except BaseException as error:  # noqa: ASYNC103 - it comes out where the sink was given
+                raise SinkRaised(error) from None
+            return
+        self._events.append((event, arrived_ns, size))
         self._bytes += size
-        self._wake()
+        if self._parked is not None:
+            self._wake()
 
     @property
     def full(self) -> bool:
@@ -57,9 +91,11 @@ class EventBuffer:
     async def wait_for_room(self) -> None:
         """Wait until it is no longer full. A checkpoint."""
         self._room = trio.Event()
+        if not self.full:
+            self._room.set()
         await self._room.wait()
 
-    def end(self, error: Exception | None) -> bool:
+    def end(self, error: BaseException | None) -> bool:
         """Nothing comes after this. Whether it is the first end, which alone counts."""
         if self.ended:
             return False
@@ -81,9 +117,9 @@ class EventBuffer:
         Raises:
             trio.BusyResourceError: Another task is reading.
         """
-        if self._busy:
+        if self._reading:
             raise trio.BusyResourceError("another task is reading this reply")
-        self._busy = True
+        self._reading = True
         try:
             if self._events or self.ended:
                 self._reads += 1
@@ -94,14 +130,41 @@ class EventBuffer:
             else:
                 await self._park()
         finally:
-            self._busy = False
-        if not self._events:
-            return None
-        event, size = self._events.popleft()
+            self._reading = False
+        return self._take()[0] if self._events else None
+
+    def _take(self) -> tuple[ReplyEvent, int]:
+        event, arrived_ns, size = self._events.popleft()
         self._bytes -= size
-        if not self.full:
+        if self._room is not None and not self.full:
             self._room.set()
-        return event
+        return event, arrived_ns
+
+    async def drain(self, sink: Sink) -> None:
+        """Give `sink` all that is there, and all that comes until the end. A checkpoint.
+
+        Where it raises, that is the end.
+
+        Raises:
+            trio.BusyResourceError: Another task is reading.
+        """
+        if self._reading:
+            raise trio.BusyResourceError("another task is reading this reply")
+        self._reading = True
+        try:
+            await checkpoint()
+            try:
+                while self._events:
+                    sink(*self._take())
+            except BaseException as error:
+                self.end(error)
+                raise
+            if not self.ended:
+                self._sink = sink
+                await self._park()
+        finally:
+            self._sink = None
+            self._reading = False
 
     async def _park(self) -> None:
         """Wait for an event or the end: one reschedule, no event object a token."""

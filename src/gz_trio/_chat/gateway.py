@@ -202,6 +202,7 @@ class Gateway:
                 "/chat/completions",
                 accept="text/event-stream",
                 connect_timeout=settings.timeouts.connect,
+                repeatable=True,
             ),
             resumption=Resumption({**body, "stream": True}, settings.resume),
             settings=settings,
@@ -209,7 +210,7 @@ class Gateway:
             buffer=buffer,
             telemetry=ReplyTelemetry(body, self._origin),
         )
-        reply = Reply(model, buffer, receiver)
+        reply = Reply(model, buffer, receiver.taking, receiver.attempts)
         async with Background("reply") as nursery:
             nursery.start_soon(receiver.run)
             yield reply
@@ -224,6 +225,7 @@ class Gateway:
         accept: str = "application/json",
         headers: Mapping[str, str] | None = None,
         connect_timeout: float | None,
+        repeatable: bool = False,
     ) -> Request:
         """A request to `path`, which follows the base URL."""
         bearer = self._key_header.lower() == "authorization"
@@ -240,6 +242,7 @@ class Gateway:
             absent=_KEY_HEADERS - {self._key_header.lower()},
             content=content,
             connect_timeout=connect_timeout,
+            repeatable=repeatable,
         )
 
 

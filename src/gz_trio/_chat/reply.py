@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from trio.lowlevel import disable_ki_protection
+
 from .._protocol.chat import MessageBuilder
 from .._protocol.errors import GatewayError
 from .._protocol.events import Delta, ReplyEvent, Restarted, Usage
 from .attempts import Attempt, Timing
 from .buffer import EventBuffer
-from .receiving import Receiver
+from .taking import Taking
 
 
 class Reply:
@@ -27,10 +29,17 @@ class Reply:
     Every `GatewayError` has the text so far as `partial`.
     """
 
-    def __init__(self, model: str | None, buffer: EventBuffer, receiver: Receiver) -> None:
+    __slots__ = (
+        "_attempts", "_buffer", "_finish_reason", "_message", "_model", "_taking", "_usage",
+    )  # fmt: skip
+
+    def __init__(
+        self, model: str | None, buffer: EventBuffer, taking: Taking, attempts: list[Attempt]
+    ) -> None:
         self._model = model
         self._buffer = buffer
-        self._receiver = receiver
+        self._taking = taking
+        self._attempts = attempts
         self._message = MessageBuilder()
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
@@ -48,7 +57,7 @@ class Reply:
     def message(self) -> dict[str, object]:
         """The assistant message of the first choice, as the next turn sends it back."""
         message = self._message.message
-        details = self._receiver.details.message.get("reasoning_details")
+        details = self._taking.details.message.get("reasoning_details")
         # All of one answer: signatures in them hold for that one alone.
         return message if details is None else {**message, "reasoning_details": details}
 
@@ -70,12 +79,12 @@ class Reply:
     @property
     def attempts(self) -> list[Attempt]:
         """The requests that it took, the first one first."""
-        return self._receiver.attempts
+        return self._attempts
 
     @property
     def timing(self) -> Timing:
         """How long it took."""
-        return self._receiver.timing
+        return self._taking.timing
 
     def __aiter__(self) -> Reply:
         return self
@@ -96,16 +105,56 @@ class Reply:
         """
         return ReplyEvents(self._read)
 
+    async def drain(
+        self,
+        sink: Callable[[Delta, int], object],
+        *,
+        on_event: Callable[[ReplyEvent], object] | None = None,
+    ) -> None:
+        """Give each delta to `sink` as soon as it is there, without waking a task for it.
+
+        For those who hold very many replies: a simulator, a relay. `sink` is called by the task
+        that reads the connections of all replies, so it has to be quick, and cannot wait. Returns
+        when the reply is complete. A checkpoint; cancelled, it leaves the rest to another call, or
+        to iteration.
+
+        Args:
+            sink: Called with each delta, and with when its bytes came, in nanoseconds on the clock
+                of `time.perf_counter_ns`. If it raises, the reply ends, and that comes out here.
+            on_event: Called with every other event: pauses, restarts, the end. As for `sink`.
+
+        Raises:
+            GatewayError: The reply failed; as for iteration.
+            trio.BusyResourceError: Another task is reading.
+
+        >>> async def main() -> None:
+        ...     fake = FakeGateway(key="sk-1")
+        ...     async with (
+        ...         fake.http_client() as client,
+        ...         open_gateway(fake.base_url, "sk-1", http_client=client) as gateway,
+        ...         gateway.stream({"model": "fake-model", "messages": []}) as reply,
+        ...     ):
+        ...         arrivals = []
+        ...         await reply.drain(lambda delta, arrived_ns: arrivals.append(arrived_ns))
+        ...         print(len(arrivals) > 1, arrivals == sorted(arrivals), reply.complete)
+        >>> trio.run(main)
+        True True True
+        """
+        await self._buffer.drain(_NotingSink(self, sink, on_event))
+        if self._buffer.error is not None:
+            raise self._reader_error(self._buffer.error)
+
     async def _read(self) -> ReplyEvent | None:
         """The next event, `None` after the last. Always a checkpoint."""
         event = await self._buffer.get()
         if event is not None:
-            self._note(event)
+            self.note(event)
         elif self._buffer.error is not None:
             raise self._reader_error(self._buffer.error)
         return event
 
-    def _note(self, event: ReplyEvent) -> None:
+    def note(self, event: ReplyEvent) -> None:
+        """The reader has `event` now."""
         match event:
             case Delta():
                 self._message.feed(event)
@@ -118,12 +167,36 @@ class Reply:
             case _:
                 pass
 
-    def _reader_error(self, error: Exception) -> Exception:
+    def _reader_error(self, error: BaseException) -> BaseException:
         if not isinstance(error, GatewayError):
             return error
         copy = error.another()
         copy.partial = self.text
         return copy
+
+
+class _NotingSink:
+    """A sink of a buffer: what is drained is read."""
+
+    __slots__ = ("_on_event", "_reply", "_sink")
+
+    def __init__(
+        self,
+        reply: Reply,
+        sink: Callable[[Delta, int], object],
+        on_event: Callable[[ReplyEvent], object] | None,
+    ) -> None:
+        self._reply = reply
+        self._sink = sink
+        self._on_event = on_event
+
+    @disable_ki_protection
+    def __call__(self, event: ReplyEvent, arrived_ns: int) -> None:
+        self._reply.note(event)
+        if isinstance(event, Delta):
+            self._sink(event, arrived_ns)
+        elif self._on_event is not None:
+            self._on_event(event)
 
 
 class ReplyEvents:

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from time import perf_counter_ns
 from types import ModuleType
 from typing import cast
 
@@ -20,7 +21,7 @@ import trio
 
 from .._protocol.errors import APIConnectionError, ProtocolError
 from .content_coding import ContentDecoder, content_decoder
-from .interface import Request
+from .interface import BodyConsumer, Request
 
 CLOSE_SECONDS = 5.0
 
@@ -159,6 +160,18 @@ class HttpxResponse:
                     return data
             decoder.finish()
         return b""
+
+    async def feed(self, consumer: BodyConsumer) -> bool:
+        """Hand the body over as it comes; see `Response.feed`."""
+        while True:
+            with trio.move_on_at(consumer.deadline()) as scope:
+                data = await self.receive()
+            if scope.cancelled_caught:
+                raise trio.TooSlowError
+            if not data:
+                return True
+            if consumer.receive(data, perf_counter_ns()):
+                return False
 
     async def aclose(self) -> None:
         """Close the response, in a bounded time even if cancelled. Call it once."""

@@ -18,6 +18,8 @@ class Request:
         absent: Names of headers, in lower case, that must not be sent, whoever adds them.
         content: The body.
         connect_timeout: Seconds until the connection stands, or `None`.
+        repeatable: Whether the server may get it twice, where it closes a kept connection just
+            then: it cannot be told whether it had read it. GET and the like always may.
     """
 
     method: str
@@ -26,6 +28,27 @@ class Request:
     absent: frozenset[str] = frozenset()
     content: bytes = field(default=b"", repr=False)
     connect_timeout: float | None = None
+    repeatable: bool = False
+
+
+class BodyConsumer(Protocol):
+    """Takes a response's body; called by whichever task reads the connection."""
+
+    def receive(self, data: bytes, arrived_ns: int) -> bool:
+        """Take the next bytes, as `Response.receive` gives them; whether that is enough for now.
+
+        Args:
+            data: Not empty.
+            arrived_ns: When they came, in nanoseconds on the clock of `time.perf_counter_ns`.
+        """
+        ...
+
+    def deadline(self) -> float:
+        """When the next bytes have to be here, in seconds on Trio's clock.
+
+        Asked again whenever it has passed, so that it may move with each `receive`.
+        """
+        ...
 
 
 class Response(Protocol):
@@ -47,6 +70,19 @@ class Response(Protocol):
         A checkpoint. Cancelling it may break the connection.
 
         Raises:
+            APIConnectionError: The connection broke before the end.
+            ProtocolError: The bytes are not what HTTP allows.
+        """
+        ...
+
+    async def feed(self, consumer: BodyConsumer) -> bool:
+        """Hand the body over as it comes: whether it has ended, rather than been left.
+
+        May be called again after it was left, was cancelled, or raised `trio.TooSlowError`. A
+        checkpoint, if it waits. What `consumer` raises comes out as it is.
+
+        Raises:
+            trio.TooSlowError: The consumer's deadline has passed.
             APIConnectionError: The connection broke before the end.
             ProtocolError: The bytes are not what HTTP allows.
         """
