@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -203,11 +204,43 @@ def test_has_more_says_whether_there_may_be_something_to_read() -> None:
     assert client.has_more
     assert client.read() == b"two"
     assert not client.has_more
+    client.receive(server.say(b"three"))
+    client.receive(b"")
+    assert client.read() == b"three"
+    assert client.has_more  # an end, and which one
+    with pytest.raises(APIConnectionError, match="cut off"):
+        client.read()
+
+
+def test_after_a_proper_end_there_is_no_more() -> None:
+    client, server = connected()
+    read_all(client)
     client.receive(server.goodbye())
     client.receive(b"")
     assert client.has_more
     assert client.read() == CLOSE_NOTIFY
     assert not client.has_more
+
+
+def test_openssl_is_not_asked_where_it_can_give_nothing() -> None:
+    calls = 0  # an exception for each token would cost more than the token
+
+    class Counting(ssl.SSLObject):
+        def read(self, len: int = 1024, buffer: Any = None) -> Any:
+            nonlocal calls
+            calls += 1
+            return super().read(len, buffer)
+
+    context = client_context()
+    context.sslobject_class = Counting
+    client, server = connected(context)
+    read_all(client)
+    calls = 0
+    for _ in range(3):
+        client.receive(server.say(b"token"))
+        assert client.read() == b"token"
+        assert client.read() is None
+    assert calls == 3
 
 
 @both_versions
@@ -440,6 +473,24 @@ def not_presenting_its_intermediate() -> ssl.SSLContext:
     return with_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pem)
 
 
+def self_signed() -> ssl.SSLContext:
+    other = trustme.CA()
+    pem = trustme.Blob(other.private_key_pem.bytes() + other.cert_pem.bytes())
+    return with_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), pem)
+
+
+def presenting_its_authority() -> ssl.SSLContext:
+    other = trustme.CA()
+    pem = other.issue_cert(HOST).private_key_and_cert_chain_pem.bytes() + other.cert_pem.bytes()
+    return with_certificate(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), trustme.Blob(pem))
+
+
+def allowing_no_version() -> ssl.SSLContext:
+    context = client_context(TLS_1_3)
+    context.maximum_version = TLS_1_2
+    return context
+
+
 @pytest.mark.parametrize(
     ("server", "client", "message"),
     [
@@ -448,6 +499,18 @@ def not_presenting_its_intermediate() -> ssl.SSLContext:
             client_context,
             "not signed by an authority that is trusted here: for a private one, give `ssl_context",
             id="another authority",
+        ),
+        pytest.param(
+            self_signed,
+            client_context,
+            "not signed by an authority that is trusted here",
+            id="self-signed",
+        ),
+        pytest.param(
+            presenting_its_authority,
+            client_context,
+            "not signed by an authority that is trusted here",
+            id="another authority, and its certificate",
         ),
         pytest.param(
             not_presenting_its_intermediate,
@@ -478,6 +541,12 @@ def not_presenting_its_intermediate() -> ssl.SSLContext:
             lambda: client_context(TLS_1_2),
             "no version of TLS is spoken by both sides",
             id="client too old",
+        ),
+        pytest.param(
+            server_context,
+            allowing_no_version,
+            "no version of TLS is spoken by both sides",
+            id="no version allowed",
         ),
         pytest.param(
             lambda: speaking_only(server_context(), TLS_1_2, "ECDHE-ECDSA-AES128-GCM-SHA256"),
@@ -564,20 +633,29 @@ def test_a_server_that_speaks_no_tls_is_called_so_and_not_quoted(answer: bytes) 
     assert not caught.value.retryable
 
 
-def test_a_handshake_that_is_broken_off_is_worth_another_try() -> None:
-    client, server = TlsClient(client_context(), HOST), Server()
-    client.handshake()
-    flight = server.answer(client.take_outgoing())
-    for length in [*range(0, len(flight), 7), len(flight) - 1]:
-        client = TlsClient(client_context(), HOST)
+def broken_off(client: TlsClient) -> str:
+    with pytest.raises(APIConnectionError) as caught:
         client.handshake()
-        client.receive(Server().answer(client.take_outgoing())[:length])
-        with suppress(APIConnectionError):
-            client.handshake()
+    assert caught.value.retryable
+    return str(caught.value)
+
+
+def test_a_handshake_that_is_broken_off_is_worth_another_try() -> None:
+    message = (
+        f"no TLS connection to {HOST}: the server closed it during the handshake; is it up, and "
+        "the base URL right?"
+    )
+    for missing in range(1, 400, 7):
+        client = TlsClient(client_context(TLS_1_2), HOST)
+        client.handshake()
+        client.receive(Server().answer(client.take_outgoing())[:-missing])
+        assert not client.handshake()
         client.receive(b"")
-        with pytest.raises(APIConnectionError, match="closed it during the handshake") as caught:
-            client.handshake()
-        assert caught.value.retryable
+        assert broken_off(client) == message
+    client = TlsClient(client_context(), HOST)
+    client.handshake()
+    client.receive(b"\x15\x03\x03\x00\x02\x01\x00")  # close_notify
+    assert broken_off(client) == message
 
 
 def test_only_a_server_that_says_that_the_trouble_is_its_own_is_worth_another_try() -> None:
