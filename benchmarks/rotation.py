@@ -91,7 +91,7 @@ async def serve(
     """Start the server process; stop it at the end."""
     async with trio.open_nursery() as nursery:
         command = [
-            *(sys.executable, "-m", "benchmarks.server"),
+            *(sys.executable, "-m", "benchmarks.fake_gateway"),
             *("--tokens", str(tokens)),
             *("--token-interval", str(token_interval)),
         ]

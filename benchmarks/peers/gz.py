@@ -1,0 +1,52 @@
+"""gz_trio: by `async for`, by `drain`, and either without recovery.
+
+Without recovery means what the public settings can turn off: no retry, no replay. What was
+delivered is accounted for all the same, as the reply's own text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import trio
+
+import gz_trio
+
+from ..tally import Tally
+from . import Load
+from .wire import KEY, body
+
+
+@asynccontextmanager
+async def _gateway(load: Load) -> AsyncGenerator[gz_trio.Gateway]:
+    bare = "bare" in load.variant
+    async with gz_trio.open_gateway(
+        load.base_url,
+        KEY,
+        retry=gz_trio.RetryPolicy(max_retries=0) if bare else None,
+        resume=gz_trio.ResumePolicy(max_replay=0) if bare else None,
+    ) as gateway:
+        yield gateway
+
+
+async def _read(load: Load, tally: Tally, reply: gz_trio.Reply) -> None:
+    if "drain" in load.variant:
+        take = tally.take_counting_reads if load.count_reads else tally.take_stamped
+        await reply.drain(lambda delta, arrived: take(delta.text, arrived))
+    else:
+        async for delta in reply:
+            if delta.text:
+                tally.take(delta.text)
+
+
+async def streams(load: Load, tally: Tally) -> None:
+    """Open the streams, and read them until they end."""
+
+    async def read(number: int) -> None:
+        async with gateway.stream(body(number)) as reply:
+            await _read(load, tally, reply)
+
+    async with _gateway(load) as gateway, trio.open_nursery() as nursery:
+        for number in range(load.streams):
+            nursery.start_soon(read, number)

@@ -1,0 +1,112 @@
+"""Starts the server and the client of one measurement, each on a core of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from . import load_server
+from .peers import Load
+from .tally import Mark
+
+CLIENT_CORE, SERVER_CORE = 0, 1
+PATIENCE_SECONDS = 60
+ROOT = Path(__file__).parent.parent
+
+T = TypeVar("T")
+
+
+class Process:
+    """A process that answers each line with a line."""
+
+    def __init__(self, module: str, argument: object, core: int, files: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, msgspec.json.encode(argument).decode()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            env={**os.environ, **files},
+        )
+        pin(self._process.pid, core)
+
+    def read(self) -> str:
+        """The next line that it prints."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a process of the benchmark has died: {self._process.args}")
+        return line.decode()
+
+    def ask(self, command: str, answer: type[T]) -> T:
+        """Send one command; what it answers."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{command}\n".encode())
+        self._process.stdin.flush()
+        return msgspec.json.decode(self.read(), type=answer)
+
+    def end(self) -> None:
+        """End it, and wait for that."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class Pair:
+    """The two processes of one measurement."""
+
+    def __init__(self, client: Process, server: Process) -> None:
+        self._client = client
+        self._server = server
+
+    def mark(self, word: str = "mark") -> tuple[Mark, load_server.Counts]:
+        """What both did so far; `word` is told to the client."""
+        counts = self._server.ask("mark", load_server.Counts)
+        return self._client.ask(word, Mark), counts
+
+    def rotate(self, key: str) -> None:
+        """Have the server's streams end, and no key accepted but this one."""
+        self._server.ask(f"rotate {key}", load_server.Counts)
+
+
+@contextmanager
+def start(plan: load_server.Plan, load: Load, authority: str | None = None) -> Generator[Pair]:
+    """Both processes, until the end of the block; the client has not begun.
+
+    Args:
+        plan: What the server does.
+        load: What the client does; its `base_url` is filled in.
+        authority: A file with the certificate that the client trusts, where `plan` has one.
+    """
+    files = {} if authority is None else {"SSL_CERT_FILE": authority}
+    server = Process("benchmarks.load_server", plan, SERVER_CORE, {})
+    try:
+        scheme = "http" if plan.certificate is None else "https"
+        base_url = f"{scheme}://127.0.0.1:{int(server.read())}/v1"
+        load = msgspec.structs.replace(load, base_url=base_url)
+        client = Process("benchmarks.client", load, CLIENT_CORE, files)
+        try:
+            client.read()
+            yield Pair(client, server)
+        finally:
+            client.end()
+    finally:
+        server.end()
+
+
+def pin(pid: int, core: int) -> None:
+    """Keep a process to one core, where there are several and the system can."""
+    if hasattr(os, "sched_setaffinity") and core < (os.cpu_count() or 1):
+        os.sched_setaffinity(pid, {core})
