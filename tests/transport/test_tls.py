@@ -371,13 +371,17 @@ def test_close_before_the_handshake_or_after_a_failure_says_nothing() -> None:
 def test_nothing_can_be_written_after_close_or_a_failure() -> None:
     client, _ = connected()
     client.close()
-    with pytest.raises(APIConnectionError, match=f"the TLS connection to {HOST} broke"):
+    with pytest.raises(
+        APIConnectionError, match=f"the TLS connection to {HOST} broke: nothing can"
+    ):
         client.write(b"more")
     client, _ = connected()
     client.receive(b"\x17\x03\x03\x00\x02no")
     with pytest.raises(APIConnectionError):
         read_all(client)
-    with pytest.raises(APIConnectionError, match=f"the TLS connection to {HOST} broke"):
+    with pytest.raises(
+        APIConnectionError, match=f"the TLS connection to {HOST} broke: nothing can"
+    ):
         client.write(b"more")
 
 
@@ -589,6 +593,18 @@ def test_a_failure_by_how_either_side_is_set_up_names_host_and_reason_and_is_not
     assert re.match(f"(no|the) TLS connection to {HOST}( broke)?: ", str(error))
     assert isinstance(error.__cause__, ssl.SSLError)
     assert decide(error, history=RetryHistory(), policy=RetryPolicy(), jitter=0) == Raise()
+
+
+def test_a_server_that_answers_with_an_older_version_has_none_in_common() -> None:
+    client = TlsClient(client_context(), HOST)
+    client.handshake()
+    # TLS 1.0, a random number, no session, ECDHE_RSA_WITH_AES_128_CBC_SHA, no compression
+    server_hello = b"\x03\x01" + b"x" * 32 + b"\x00" + b"\xc0\x13" + b"\x00"
+    message = b"\x02" + len(server_hello).to_bytes(3, "big") + server_hello
+    client.receive(b"\x16\x03\x01" + len(message).to_bytes(2, "big") + message)
+    with pytest.raises(APIConnectionError, match="no version of TLS is spoken by both") as caught:
+        client.handshake()
+    assert not caught.value.retryable
 
 
 def test_a_server_that_is_not_trusted_is_told_by_an_alert() -> None:

@@ -58,7 +58,6 @@ _VERIFICATION = {  # by OpenSSL's X509_V_ERR codes
     18: _NOT_TRUSTED,
     19: _NOT_TRUSTED,
     20: _NOT_TRUSTED,
-    21: _NOT_TRUSTED,
     62: _ANOTHER_NAME,
     64: _ANOTHER_NAME,
 }
@@ -193,13 +192,15 @@ class TlsClient:
         """Encrypt `data`; then `take_outgoing` gives what is to be sent.
 
         Raises:
-            APIConnectionError: The connection has failed, or the server is renegotiating (TLS 1.2
-                and a context that allows it): then nothing can be sent until it has answered.
+            APIConnectionError: The connection is closed or has failed, or the server is
+                renegotiating (TLS 1.2, and a context that allows it).
         """
         try:
             self._ssl_object.write(data)
         except ssl.SSLError as error:
-            raise _error(error, self._host, in_handshake=False) from error
+            renegotiating = isinstance(error, ssl.SSLWantReadError)
+            why = "the server is renegotiating it" if renegotiating else "nothing can be sent now"
+            raise APIConnectionError(f"the TLS connection to {self._host} broke: {why}") from error
 
     def close(self) -> None:
         """Say that no more will be written (close_notify). The server's is not waited for.
@@ -264,7 +265,7 @@ def _error(error: ssl.SSLError, host: str, *, in_handshake: bool) -> APIConnecti
     the trouble is its own. A connection that breaks later may do better as a new one.
 
     Args:
-        error: What OpenSSL says; not that it wants to read, which is no error in a handshake.
+        error: What OpenSSL says of a handshake or a read.
         host: As the base URL names it.
         in_handshake: Whether the connection was still being made.
     """
@@ -292,10 +293,6 @@ def _error(error: ssl.SSLError, host: str, *, in_handshake: bool) -> APIConnecti
         why = "what answers there does not speak TLS: check scheme and port of the base URL"
     elif in_handshake:
         why = f"the two sides come to no agreement{words}"
-    elif isinstance(error, ssl.SSLWantReadError):
-        why = "the server is renegotiating it"
-    elif isinstance(error, ssl.SSLZeroReturnError):
-        why = "it is closed"
     else:
         why = f"what came is no TLS, or was changed on the way{words}"
     what = f"no TLS connection to {host}" if in_handshake else f"the TLS connection to {host} broke"
