@@ -18,12 +18,12 @@ _GZIP_BEGINS = 0x1F  # RFC 1952 section 2.3.1
 _ZLIB_METHOD = 8  # the lower half of the first byte, RFC 1950 section 2.2
 
 
-def content_decoder(coding: str, origin: str) -> ContentDecoder | None:
+def content_decoder(coding: str, origin: object) -> ContentDecoder | None:
     """The decoder of a body, or `None` where there is nothing to decode.
 
     Args:
         coding: The header `Content-Encoding`; `""` where there is none.
-        origin: Whose answer it is, for messages.
+        origin: Whose answer it is; messages name it.
 
     >>> content_decoder("", "http://gateway.test") is None
     True
@@ -50,7 +50,7 @@ class ContentDecoder:
 
     __slots__ = ("_coding", "_decompressor", "_ended", "_origin", "_over", "_rest", "has_more")
 
-    def __init__(self, coding: str, origin: str) -> None:
+    def __init__(self, coding: str, origin: object) -> None:
         self.has_more = False
         self._coding = coding
         self._origin = origin
@@ -63,14 +63,32 @@ class ContentDecoder:
         """What comes of `data`, which follows what was given before.
 
         At most `DECOMPRESSED_BYTES`. If then `has_more`, the rest comes of `decode(b"")`, of as
-        many calls as it takes; each may give nothing.
+        many calls as it takes. Nothing comes only where nothing is left.
 
         Raises:
             ProtocolError: The coding is not known, or this is not it.
         """
-        data = self._rest + data
+        self._rest += data
+        while not (decoded := self._decode_some()) and self.has_more:
+            pass  # A member may be empty.
+        return decoded
+
+    def finish(self) -> None:
+        """The body is at its end, and all that it gives has been taken.
+
+        Raises:
+            APIConnectionError: The body was cut: it ends before what is compressed in it does.
+        """
+        if self._decompressor is not None:
+            raise APIConnectionError(
+                f"the connection to {self._origin} broke: the compressed answer came without its "
+                "end"
+            )
+
+    def _decode_some(self) -> bytes:
+        """What comes of the rest, but not beyond the end of a member."""
+        data, self._rest, self.has_more = self._rest, b"", False
         if self._decompressor is None:
-            self._rest, self.has_more = b"", False
             if not data or self._over:
                 return b""
             if self._ended and (self._coding == "deflate" or data[0] != _GZIP_BEGINS):
@@ -92,18 +110,6 @@ class ContentDecoder:
             # zlib may hold decoded bytes back though it has taken all that it was given.
             self.has_more = len(decoded) == DECOMPRESSED_BYTES
         return decoded
-
-    def finish(self) -> None:
-        """The body is at its end, and all that it gives has been taken.
-
-        Raises:
-            APIConnectionError: The body was cut: it ends before what is compressed in it does.
-        """
-        if self._decompressor is not None:
-            raise APIConnectionError(
-                f"the connection to {self._origin} broke: the compressed answer came without its "
-                "end"
-            )
 
     def _format(self, first: int) -> int:
         if self._coding in ("gzip", "x-gzip"):
