@@ -369,6 +369,8 @@ def test_body_bytes_are_given_as_they_come_and_once() -> None:
         ("a chunk that looks like the end", CHUNKED, b"5\r\n0\r\n\r\n\r\n0\r\n\r\n",
          b"0\r\n\r\n"),
         ("extensions", CHUNKED, b'4;a;b=c;d="e;f"\r\nOnce\r\n0;last\r\n\r\n', b"Once"),
+        ("spaces behind a size", CHUNKED, b"4  \r\nOn\r\n\r\n0\t\r\n\r\n", b"On\r\n"),
+        ("spaces before an extension", CHUNKED, b"4 ;a\r\nOnce\r\n0 ;a\r\n\r\n", b"Once"),
         ("trailers", CHUNKED, b"4\r\nOnce\r\n0\r\nExpires: never\r\nX-Sum:\r\n\r\n", b"Once"),
     ],
 )  # fmt: skip
@@ -676,6 +678,8 @@ NO_CHUNKS = [
     b"0x4\r\nOnce\r\n",
     b"4_0\r\nOnce\r\n",
     b" 4\r\nOnce\r\n",
+    b"4 4\r\nOnce\r\n",
+    b"4 a\r\nOnce\r\n",
     b"\r\n4\r\nOnce\r\n",
     b"\r\n",
     b";a=b\r\n",
@@ -962,7 +966,7 @@ def responses(draw: st.DrawFn) -> tuple[bytes, str]:
         case "chunks":
             headers.append("Transfer-Encoding: chunked")
             body = b""
-            extensions = st.sampled_from([b"", b";a", b";a=b", b';a="b;c"'])
+            extensions = st.sampled_from([b"", b" ", b";a", b";a=b", b';a="b;c"'])
             for piece in filter(None, pieces):
                 body += b"%X%s\r\n%s\r\n" % (len(piece), draw(extensions), piece)
             trailers = draw(st.lists(st.sampled_from([b"X-A: b\r\n", b"X-C:\r\n"]), max_size=2))
@@ -1082,3 +1086,12 @@ def test_ctrl_c_while_the_parser_calls_is_ctrl_c(monkeypatch: pytest.MonkeyPatch
     reader = ResponseReader(method="GET", origin=ORIGIN)
     with pytest.raises(KeyboardInterrupt):
         reader.feed(CHUNKED)
+
+
+def test_what_is_being_handled_meanwhile_has_nothing_to_do_with_it() -> None:
+    reader = ResponseReader(method="GET", origin=ORIGIN)
+    try:
+        raise GeneratorExit
+    except GeneratorExit:
+        reader.feed(CHUNKED + b"0\r\n\r\n")
+    assert reader.reusable

@@ -168,7 +168,7 @@ class ResponseReader:
         self._head_tail = b""
         self._pieces: list[bytes] = []
         self._message = _Message(self._pieces.append, 0)
-        self._parser = HttpResponseParser(self._message)
+        self._parser = _parser_for(self._message)
         self._chunks: HttpResponseParser | None = None
         self._left: int | None = None
         self._without_body = 0
@@ -323,7 +323,7 @@ class ResponseReader:
         if self._interim_responses > MAX_INTERIM_RESPONSES:
             raise self._broken("interim responses without end")
         self._message = _Message(self._pieces.append, self._message.fields)
-        self._parser = HttpResponseParser(self._message)
+        self._parser = _parser_for(self._message)
         self._head_tail = b""
 
     def _begin_body(self, status: int, version: str) -> None:
@@ -351,9 +351,8 @@ class ResponseReader:
 
     def _check(self, error: HttpParserError) -> None:
         """Raise what the parser stopped at, unless that is the end of the message."""
-        cause = error.__context__
-        if cause is not None and not isinstance(cause, Exception):
-            raise cause  # Ctrl-C, while the parser was calling us.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__  # It struck while the parser was calling us.
         if not self._message.complete:
             # httptools quotes nothing that came.
             raise self._broken(self._message.problem or str(error)) from None
@@ -363,6 +362,14 @@ class ResponseReader:
             f"the connection to {self._origin} broke: what came is no HTTP, or not all of it "
             f"({why})"
         )
+
+
+def _parser_for(message: _Message) -> HttpResponseParser:
+    parser = HttpResponseParser(message)
+    # Servers pad sizes, and RFC 9112 section 7.1.1 wants spaces before an extension to be read.
+    # No space can make a size another one.
+    parser.set_dangerous_leniencies(lenient_spaces_after_chunk_size=True)
+    return parser
 
 
 @lru_cache(maxsize=128)
@@ -413,11 +420,8 @@ class _Message:
                 self.problem = "trailers that are too long"
                 raise _Stop
             return
-        headers, key, text = (
-            self.headers,
-            _name_of_field(name),
-            value.decode("latin-1").rstrip(" \t"),
-        )
+        headers, key = self.headers, _name_of_field(name)
+        text = value.decode("latin-1").rstrip(" \t")
         headers[key] = f"{headers[key]}, {text}" if key in headers else text
         if key == "set-cookie":
             self.cookies += (text,)
