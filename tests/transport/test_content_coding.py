@@ -122,6 +122,13 @@ def test_a_few_bytes_become_many_only_a_piece_at_a_time(
     decoder.finish()
 
 
+@pytest.mark.parametrize("every", range(60, 70))
+def test_nothing_is_held_back_where_nothing_is_left(every: int) -> None:
+    decoder, unbounded = decoder_of("gzip"), zlib.decompressobj(zlib.MAX_WBITS | 16)
+    for data in cut(gzip.compress(b"\0" * 2_000_000), every=every):
+        assert b"".join(pieces_of(decoder, [data])) == unbounded.decompress(data)
+
+
 def test_new_data_may_come_before_all_of_the_old_was_taken() -> None:
     text = b"\0" * 1_000_000
     decoder = decoder_of("gzip")

@@ -874,6 +874,23 @@ def test_pieces_of_any_size_say_the_same(size: int, eof: bool) -> None:
         assert read(views, method=method, eof=eof) == outcome, wire
 
 
+@pytest.mark.parametrize(
+    "wire",
+    [
+        CHUNKED + b"4\r\nOnce\r\n0\r\n\r\n",
+        response("Content-Length: 4") + b"Once",
+        response() + b"Once",
+    ],
+)
+def test_a_buffer_may_be_used_again(wire: bytes) -> None:
+    buffer = bytearray(wire)
+    reader = ResponseReader(method="GET", origin=ORIGIN)
+    reader.feed(memoryview(buffer))
+    buffer[:] = bytes(len(buffer))
+    assert reader.take_body() == b"Once"
+    assert reader.headers == whole(wire).headers
+
+
 def pieces_at(wire: bytes, cuts: Iterable[int]) -> list[bytes]:
     bounds = [0, *sorted(cut for cut in cuts if cut < len(wire)), len(wire)]
     return [wire[start:end] for start, end in pairwise(bounds)]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Final
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from httptools import HttpParserError, HttpResponseParser
 
 from .._protocol.errors import APIConnectionError, ProtocolError
 
@@ -302,8 +302,6 @@ class ResponseReader:
             raise self._broken("a head that is too long")
         try:
             self._parser.feed_data(data[:size])
-        except HttpParserUpgrade:
-            pass  # Only a status of 101 means it.
         except HttpParserError as error:
             self._check(error)
         if self._message.head_complete:
