@@ -1,74 +1,162 @@
-"""Runs the benchmarks."""
+"""Runs the benchmarks, prints what it saw, and writes it to benchmarks/results/.
+
+Without a command: all rows and, after them, what becomes of streams whose key dies or whose
+reader pauses. `cpu` compares some peers at one load, for whoever works on the transport.
+"""
 
 from __future__ import annotations
 
 import argparse
 import random
 import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
-from . import measure, stats
+from . import plot, recovery, report, stats
 from .certificates import make_certificates
-from .load_server import Plan
+from .measure import Bench, Pace, Window
 from .peers import PEERS
+from .rows import QUICK, ROWS, Row
+from .run import OTHERS_ROUNDS, Judged, Result, judge, run
+
+RESULTS = Path(__file__).parent / "results"
+SLOPE_SECONDS = 5.0
+SLOPE_TOKENS = 50_000
+WARM_UP_SECONDS, QUICK_WARM_UP_SECONDS = 1.0, 0.5
+ROUNDS, QUICK_ROUNDS = 10, 3
 
 
-def compare(arguments: argparse.Namespace) -> None:
-    """Compare peers at one load; ratios are to the first of them."""
-    peers: list[str] = arguments.peers.split(",")
-    seconds: float = arguments.seconds
-    pick = random.Random(arguments.seed)
-    figures: dict[str, list[measure.Window]] = {peer: [] for peer in peers}
+def main() -> int:
+    """The exit code: 1 where a bound is missed, a peer of ours failed, or a stream lost text."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a short run, as CI does it")
+    parser.add_argument("--rows", default="", help=f"of {', '.join(row.name for row in ROWS)}")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--seed", type=int, default=0, help="of orders and phases")
+    commands = parser.add_subparsers(dest="command")
+    cpu = commands.add_parser("cpu", help="compare peers at one load")
+    cpu.add_argument("--peers", default="uvloop-reader,gz_trio", help=f"of {', '.join(PEERS)}")
+    cpu.add_argument("--streams", type=int, default=200)
+    cpu.add_argument("--interval", type=float, default=0.04, help="seconds; 0: flat out")
+    cpu.add_argument("--per-write", type=int, default=1)
+    cpu.add_argument("--in-step", action="store_true")
+    cpu.add_argument("--tls", action="store_true")
+    cpu.add_argument("--rounds", type=int, default=3)
+    cpu.add_argument("--seconds", type=float, default=5)
+    arguments = parser.parse_args()
+    seed: int = arguments.seed
+    rounds: int = arguments.rounds
+    if arguments.command == "cpu":
+        pace = Pace(
+            streams=arguments.streams,
+            interval=arguments.interval,
+            per_write=arguments.per_write,
+            tls=arguments.tls,
+            in_step=arguments.in_step,
+        )
+        compare(arguments.peers.split(","), pace, rounds, arguments.seconds, seed)
+        return 0
+    if arguments.quick:
+        sound = measure_rows(QUICK, QUICK_ROUNDS, seed, quick=True)
+        return 0 if recovery.run(RESULTS / "recovery-quick.json", quick=True) and sound else 1
+    if arguments.rows:
+        names: list[str] = arguments.rows.split(",")
+        rows = [row for row in ROWS if row.name in names]
+        return 0 if measure_rows(rows, rounds, seed, write=False) else 1
+    sound = measure_rows(ROWS, rounds, seed)
+    return 0 if recovery.run(RESULTS / "recovery.json", quick=False) and sound else 1
+
+
+def measure_rows(
+    rows: Sequence[Row], rounds: int, seed: int, *, quick: bool = False, write: bool = True
+) -> bool:
+    """Measure rows, and write what they gave; whether nothing is missed."""
+    cases = {case: rounds for row in rows for case in row.cases}
+    for row in rows:
+        for case in row.others:
+            cases.setdefault(case, min(rounds, OTHERS_ROUNDS))
+    minutes = sum(case.seconds * times for case, times in cases.items()) / 60
+    print(f"{len(cases)} cases, {rounds} rounds: about {minutes:.0f} minutes", file=sys.stderr)
+    began = time.monotonic()
+
+    def progress(result: Result) -> None:
+        seconds = time.monotonic() - began
+        print(f"{seconds:6.0f} s  {_line(result)}", file=sys.stderr, flush=True)
+
     with make_certificates() as certificates:
-        for number, peer in (
-            (number, peer)
-            for number in range(arguments.rounds)
-            for peer in pick.sample(peers, len(peers))
-        ):
-            plan = Plan(
-                streams=arguments.streams,
-                interval=arguments.interval,
-                per_write=arguments.per_write,
-                in_step=arguments.in_step,
-                seed=number,
-                certificate=certificates.server if arguments.tls else None,
-            )
-            window = measure.steady(peer, plan, seconds, 0, certificates.authority)
-            figures[peer].append(window)
-            delivery = window.delivery.p99 if window.delivery else 0
-            print(
-                f"  round {number} {peer:20} {window.cpu:7.2f} us/token, "
-                f"client {window.client:4.0%}, server {window.server:4.0%}, "
-                f"delivery p99 {delivery / 1e3:7.2f} ms, "
-                f"tokens/read {window.tokens_per_read or 0:.2f}",
-                flush=True,
-            )
+        bench = Bench(
+            certificates,
+            SLOPE_SECONDS,
+            0 if quick else SLOPE_TOKENS,
+            QUICK_WARM_UP_SECONDS if quick else WARM_UP_SECONDS,
+        )
+        done = run(bench, rows, rounds, seed, progress)
+    judged = [judge(row, bound, done) for row in rows for bound in row.bounds]
+    tables = report.to_markdown(rows, done, judged)
+    print(tables)
+    if write:
+        RESULTS.mkdir(exist_ok=True)
+        document = report.to_json(rows, done, judged, seed=seed, seconds=SLOPE_SECONDS)
+        stem = "streams-quick" if quick else "streams"
+        RESULTS.joinpath(f"{stem}.json").write_text(document, encoding="utf-8")
+        if not quick:
+            RESULTS.joinpath(f"{stem}.md").write_text(tables, encoding="utf-8")
+            plot.draw(done, RESULTS / f"{stem}.svg")
+    return not any(_missed(one, quick=quick) for one in judged)
+
+
+def _missed(judged: Judged, *, quick: bool) -> bool:
+    """Whether it shall fail the run: in a short one only what is clearly too much."""
+    if judged.interval is None:
+        return True
+    if quick:
+        bound = judged.bound
+        return stats.clearly_missed(judged.interval, bound.limit, at_most=bound.at_most)
+    return judged.verdict == "missed"
+
+
+def _line(result: Result) -> str:
+    """What one measurement gave, while the rest runs."""
+    name = f"round {result.round} {result.kind:8} {result.peer:18} {result.pace.streams:6} streams"
+    if result.failed is not None:
+        return f"{name}  FAILED: {result.failed[-300:]}"
+    if result.held is not None:
+        return f"{name}  {result.held.streams} held, then: {result.held.limit}"
+    if result.window is not None:
+        return f"{name}  {_described(result.window)}"
+    return f"{name}  {result.memory:.1f} KiB"
+
+
+def _described(window: Window) -> str:
+    p99 = "" if window.delivery is None else f", delivery p99 {window.delivery.p99 / 1e3:.2f} ms"
+    reads = window.tokens_per_read
+    return (
+        f"{window.cpu:8.2f} us, client {window.client:4.0%}, server {window.server:4.0%}, "
+        f"others {window.others:4.0%}{p99}{'' if reads is None else f', {reads:.2f} tokens/read'}"
+    )
+
+
+def compare(peers: Sequence[str], pace: Pace, rounds: int, seconds: float, seed: int) -> None:
+    """Compare peers at one load; ratios are to the first of them."""
+    pick = random.Random(seed)
+    figures: dict[str, list[Window]] = {peer: [] for peer in peers}
+    with make_certificates() as certificates:
+        bench = Bench(certificates, seconds, 0, WARM_UP_SECONDS)
+        for number in range(rounds):
+            for peer in pick.sample(peers, len(peers)):
+                window = bench.steady(peer, pace, number)
+                figures[peer].append(window)
+                print(f"  round {number} {peer:20} {_described(window)}", flush=True)
     base = figures[peers[0]]
     for peer in peers:
-        ratios = [a.cpu / b.cpu for a, b in zip(figures[peer], base, strict=True)]
+        ratios = [ours.cpu / theirs.cpu for ours, theirs in zip(figures[peer], base, strict=True)]
         interval = stats.bootstrap(ratios)
         cpu = stats.geometric_mean([window.cpu for window in figures[peer]])
         print(
             f"{peer:20} {cpu:7.2f} us/token  {interval.middle:.3f} of {peers[0]} "
             f"({interval.low:.3f} to {interval.high:.3f})"
         )
-
-
-def main() -> int:
-    """The exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    cpu = commands.add_parser("cpu", help="compare peers at one load")
-    cpu.add_argument("--peers", default="uvloop-reader,gz_trio", help=f"of {', '.join(PEERS)}")
-    cpu.add_argument("--streams", type=int, default=200)
-    cpu.add_argument("--interval", type=float, default=0.04, help="0: flat out")
-    cpu.add_argument("--per-write", type=int, default=1)
-    cpu.add_argument("--in-step", action="store_true")
-    cpu.add_argument("--tls", action="store_true")
-    cpu.add_argument("--rounds", type=int, default=3)
-    cpu.add_argument("--seconds", type=float, default=5)
-    cpu.add_argument("--seed", type=int, default=0)
-    compare(parser.parse_args())
-    return 0
 
 
 if __name__ == "__main__":

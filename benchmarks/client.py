@@ -18,6 +18,8 @@ from collections.abc import Awaitable, Callable
 from typing import cast
 
 import msgspec
+import trio
+import uvloop
 
 from .peers import PEERS, Load
 from .tally import Tally
@@ -32,7 +34,7 @@ def _obey(tally: Tally, go: threading.Event) -> None:
             case "go":
                 go.set()
             case "grant":
-                tally.grant()
+                tally.granted.set()
             case _:
                 os._exit(2)
     os._exit(0)
@@ -59,12 +61,8 @@ def main() -> None:
     print("{}", flush=True)
     go.wait()
     if peer.loop == "trio":
-        import trio
-
         trio.run(run)
     else:
-        import uvloop
-
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run())
     threading.Event().wait()  # For the end of the input; what was counted is still asked for.

@@ -33,6 +33,7 @@ import msgspec
 WRITES_BETWEEN_LOOKS = 32
 """At most, before the server looks for requests and commands."""
 
+IDLE_SECONDS = 0.05
 KEPT_BYTES = 1 << 20
 """Of a stream whose client does not read; from there on its tokens are left out, and counted."""
 
@@ -179,10 +180,7 @@ class Server:
         """Serve until the standard input ends."""
         epoll = (self._epoll.fileno(),)
         while not self._ended:
-            if self._ring:
-                wait = self._write_what_is_due()
-            else:
-                wait = 0.05
+            wait = self._write_what_is_due() if self._ring else IDLE_SECONDS
             # Not the epoll's own time-out, which is in milliseconds.
             if wait <= 0 or select.select(epoll, (), (), wait)[0]:
                 for fd, mask in self._epoll.poll(0):
@@ -385,9 +383,10 @@ class Server:
                     # under the new one is a token longer: the one by which a replay goes on.
                     self._key = key.encode()
                     self._first += 1
-                    for connection in list(self._streams.values()):
+                    for connection in list(self._streams):
                         self._write(connection, AUTH_ERROR)
                     self._streams.clear()
+                    self._waiting.clear()
                 case _:
                     raise ValueError(f"no such command: {line}")
             self._counts.streams = len(self._streams)

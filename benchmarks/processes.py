@@ -7,12 +7,13 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from . import load_server
+from .load_server import Counts, Plan
 from .peers import Load
 from .tally import Mark
 
@@ -27,8 +28,9 @@ class Process:
     """A process that answers each line with a line."""
 
     def __init__(self, module: str, argument: object, core: int, files: dict[str, str]) -> None:
+        self._command = f"{module} {msgspec.json.encode(argument).decode()}"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, msgspec.json.encode(argument).decode()],
+            [sys.executable, "-m", *self._command.split(" ", 1)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
@@ -41,7 +43,7 @@ class Process:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a process of the benchmark has died: {self._process.args}")
+            raise RuntimeError(f"a process of the benchmark has died: {self._command}")
         return line.decode()
 
     def ask(self, command: str, answer: type[T]) -> T:
@@ -64,6 +66,15 @@ class Process:
             self._process.wait()
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What both processes did until an instant, and the client's core for anybody, in seconds."""
+
+    client: Mark
+    server: Counts
+    core: float
+
+
 class Pair:
     """The two processes of one measurement."""
 
@@ -71,18 +82,18 @@ class Pair:
         self._client = client
         self._server = server
 
-    def mark(self, word: str = "mark") -> tuple[Mark, load_server.Counts]:
+    def mark(self, word: str = "mark") -> Moment:
         """What both did so far; `word` is told to the client."""
-        counts = self._server.ask("mark", load_server.Counts)
-        return self._client.ask(word, Mark), counts
+        counts = self._server.ask("mark", Counts)
+        return Moment(self._client.ask(word, Mark), counts, _busy_seconds(CLIENT_CORE))
 
     def rotate(self, key: str) -> None:
         """Have the server's streams end, and no key accepted but this one."""
-        self._server.ask(f"rotate {key}", load_server.Counts)
+        self._server.ask(f"rotate {key}", Counts)
 
 
 @contextmanager
-def start(plan: load_server.Plan, load: Load, authority: str | None = None) -> Generator[Pair]:
+def start(plan: Plan, load: Load, authority: str | None = None) -> Generator[Pair]:
     """Both processes, until the end of the block; the client has not begun.
 
     Args:
@@ -104,6 +115,17 @@ def start(plan: load_server.Plan, load: Load, authority: str | None = None) -> G
             client.end()
     finally:
         server.end()
+
+
+def _busy_seconds(core: int) -> float:
+    """What a core has done since the machine started, whoever it was for."""
+    with open("/proc/stat", encoding="ascii") as stat:
+        for line in stat:
+            name, *ticks = line.split()
+            if name == f"cpu{core}":
+                user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, ticks)
+                return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    raise RuntimeError(f"there is no core {core}")
 
 
 def pin(pid: int, core: int) -> None:

@@ -1,16 +1,12 @@
-"""1,000 streams and a rotation: what a dead key costs, and what recovery costs while none dies.
+"""1,000 streams and a rotation: the key dies while each of them runs, and all go on to their end.
 
-The peer is httpx on Trio, which decodes the same events and has no recovery; it cannot take part
-in the rotation, where each of its streams would be lost.
-
-CPU per token is a slope: the process's CPU clock at two instants with every stream open, so that
-imports and connects are left out. Client and server each have a core where there are two.
+No peer takes part: each of its streams would be lost. Client and server each have a core where
+there are two.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,15 +15,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-import httpx
-import msgspec
 import trio
 
 import gz_trio
-from gz_trio._protocol.sse import EventStreamDecoder
 from gz_trio.testing import FakeGateway
 
-CLIENT_CORE, SERVER_CORE = 0, 1
+from .processes import SERVER_CORE, pin
+
 OPEN_SECONDS = 60
 
 
@@ -41,7 +35,6 @@ class Load:
     streams: int
     tokens: int
     token_interval: float
-    slope_seconds: float
     paused_token_characters: int
 
 
@@ -49,7 +42,6 @@ class Load:
 class Counts:
     """What the streams of one row did so far."""
 
-    tokens: int = 0
     open: int = 0
     all_open: trio.Event = field(default_factory=trio.Event)
     errors: list[str] = field(default_factory=list[str])
@@ -116,12 +108,6 @@ async def _line(process: trio.Process) -> str:
     return line.decode().strip()
 
 
-def pin(pid: int, core: int) -> None:
-    """Keep a process to one core, where there are several and the system can."""
-    if hasattr(os, "sched_setaffinity") and core < (os.cpu_count() or 1):
-        os.sched_setaffinity(pid, {core})
-
-
 def body(number: int) -> dict[str, object]:
     """The request of one stream."""
     return {
@@ -129,71 +115,6 @@ def body(number: int) -> dict[str, object]:
         "messages": [{"role": "user", "content": f"Question {number}"}],
         "stream": True,
     }
-
-
-async def cpu_per_token(load: Load, counts: Counts) -> float:
-    """Microseconds of CPU a token, with every stream open."""
-    with trio.fail_after(OPEN_SECONDS):
-        await counts.all_open.wait()
-    cpu, tokens = time.process_time(), counts.tokens
-    await trio.sleep(load.slope_seconds)
-    return (time.process_time() - cpu) / (counts.tokens - tokens) * 1e6
-
-
-async def httpx_steady(load: Load) -> Row:
-    """The peer: every event decoded, no recovery, nothing fails."""
-    counts = Counts()
-    # Pools of a few: in one pool each request would cost a look at all connections.
-    limits = httpx.Limits(max_connections=None)
-    ssl_context = httpx.create_ssl_context()
-
-    async def stream(client: httpx.AsyncClient, url: str, number: int) -> None:
-        headers = {"Authorization": "Bearer sk-1"}
-        async with client.stream(
-            "POST", f"{url}/chat/completions", json=body(number), headers=headers, timeout=60
-        ) as response:
-            response.raise_for_status()
-            counts.opened(load)
-            decoder = EventStreamDecoder()
-            async for data in response.aiter_bytes():
-                for event in decoder.feed(data):
-                    if event.data != b"[DONE]":
-                        msgspec.json.decode(event.data)
-                        counts.tokens += 1
-
-    async with serve(load.tokens, load.token_interval) as server, trio.open_nursery() as nursery:
-        clients = [
-            httpx.AsyncClient(limits=limits, verify=ssl_context)
-            for _ in range(-(-load.streams // 8))
-        ]
-        for number in range(load.streams):
-            nursery.start_soon(stream, clients[number // 8], server.base_url, number)
-        figure = await cpu_per_token(load, counts)
-        nursery.cancel_scope.cancel()
-    return Row("httpx on Trio, no recovery", {"cpu_us_per_token": figure})
-
-
-async def gz_trio_steady(load: Load) -> Row:
-    """gz_trio: the same streams, with recovery, while nothing fails."""
-    counts = Counts()
-
-    async def stream(gateway: gz_trio.Gateway, number: int) -> None:
-        async with gateway.stream(body(number)) as reply:
-            await anext(reply)
-            counts.opened(load)
-            async for _ in reply:
-                counts.tokens += 1
-
-    async with (
-        serve(load.tokens, load.token_interval) as server,
-        gz_trio.open_gateway(server.base_url, "sk-1") as gateway,
-        trio.open_nursery() as nursery,
-    ):
-        for number in range(load.streams):
-            nursery.start_soon(stream, gateway, number)
-        figure = await cpu_per_token(load, counts)
-        nursery.cancel_scope.cancel()
-    return Row("gz_trio, with recovery", {"cpu_us_per_token": figure})
 
 
 async def gz_trio_rotation(load: Load) -> Row:

@@ -8,16 +8,14 @@ in thirteen the text is kept, which holds the server's stamps; they are read whe
 from __future__ import annotations
 
 import os
+import threading
 import time
 from time import perf_counter_ns
-from typing import TypeVar
 
 import msgspec
 
 SAMPLED = 13
 PAGE = os.sysconf("SC_PAGE_SIZE")
-
-Number = TypeVar("Number", int, float)
 
 
 class Quantiles(msgspec.Struct, frozen=True):
@@ -38,6 +36,7 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
         tokens: In the caller's hands.
         requests: Answered to their end; only where that is counted.
         reads: Reads from sockets that brought tokens; only where that is counted.
+        paused: Replies that waited for a key; only where that is counted.
         resident: Bytes of memory.
         lateness: Since the mark before: written by the server minus due.
         arrival: Likewise: stamped by the client, where it does, minus written.
@@ -50,6 +49,7 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     requests: int
     reads: int
+    paused: int
     resident: int
     lateness: Quantiles | None
     arrival: Quantiles | None
@@ -58,14 +58,25 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tally:
-    """Counts tokens."""
+    """Counts tokens; `granted` is set when the key may be renewed."""
 
-    __slots__ = ("_arrived", "_samples", "errors", "reads", "requests", "tokens")
+    __slots__ = (
+        "_arrived",
+        "_samples",
+        "errors",
+        "granted",
+        "paused",
+        "reads",
+        "requests",
+        "tokens",
+    )
 
     def __init__(self) -> None:
         self.tokens = 0
         self.requests = 0
         self.reads = 0
+        self.paused = 0
+        self.granted = threading.Event()
         self.errors: list[str] = []
         self._arrived = 0
         self._samples: list[tuple[str, int, int]] = []
@@ -82,7 +93,7 @@ class Tally:
         if not self.tokens % SAMPLED:
             self._samples.append((text, arrived, perf_counter_ns()))
 
-    def take_counting_reads(self, text: str, arrived: int) -> None:
+    def take_counting_reads(self, _: str, arrived: int) -> None:
         """Take one token; those that arrived at the same instant were read at once."""
         self.tokens += 1
         if arrived != self._arrived:
@@ -112,6 +123,7 @@ class Tally:
             tokens=tokens,
             requests=self.requests,
             reads=self.reads,
+            paused=self.paused,
             resident=resident,
             lateness=_quantiles(lateness),
             arrival=_quantiles(arrival),

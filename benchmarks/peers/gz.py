@@ -15,7 +15,9 @@ import gz_trio
 
 from ..tally import Tally
 from . import Load
-from .wire import KEY, body
+from .wire import KEY, MODEL, NEW_KEY, body
+
+REFRESH_SECONDS = 300
 
 
 @asynccontextmanager
@@ -48,5 +50,58 @@ async def streams(load: Load, tally: Tally) -> None:
             await _read(load, tally, reply)
 
     async with _gateway(load) as gateway, trio.open_nursery() as nursery:
+        for number in range(load.streams):
+            nursery.start_soon(read, number)
+
+
+async def sessions(load: Load, tally: Tally) -> None:
+    """Open the streams, each with a session of its own."""
+
+    async def read(number: int) -> None:
+        async with (
+            gateway.open_session(MODEL) as session,
+            session.stream(f"Question {number}") as reply,
+        ):
+            await _read(load, tally, reply)
+
+    async with _gateway(load) as gateway, trio.open_nursery() as nursery:
+        for number in range(load.streams):
+            nursery.start_soon(read, number)
+
+
+async def requests(load: Load, tally: Tally) -> None:
+    """One request after another on one connection."""
+    async with _gateway(load) as gateway:
+        while True:
+            async with gateway.stream(body(0)) as reply:
+                await _read(load, tally, reply)
+            tally.requests += 1
+
+
+async def refreshed(load: Load, tally: Tally) -> None:
+    """Open the streams; when they have lost their key, wait until a new one is granted."""
+
+    async def refresh(_: gz_trio.Key | None) -> str:
+        await trio.to_thread.run_sync(tally.granted.wait, abandon_on_cancel=True)
+        return NEW_KEY
+
+    async def read(number: int) -> None:
+        async with gateway.stream(body(number)) as reply:
+            async for event in reply.events():
+                match event:
+                    case gz_trio.Delta():
+                        if event.text:
+                            tally.take(event.text)
+                    case gz_trio.Paused(reason="refresh"):
+                        tally.paused += 1
+                    case _:
+                        pass
+
+    store = gz_trio.MemoryKeyStore(KEY)
+    async with (
+        gz_trio.open_authenticator(store, refresh, timeout=REFRESH_SECONDS) as authenticator,
+        gz_trio.open_gateway(load.base_url, authenticator) as gateway,
+        trio.open_nursery() as nursery,
+    ):
         for number in range(load.streams):
             nursery.start_soon(read, number)

@@ -10,7 +10,7 @@ import trio
 
 from ..tally import Tally
 from . import OPENING, Load
-from .wire import KEY
+from .wire import KEY, MODEL
 
 STREAMS_A_CLIENT = 100
 """In one pool each request would cost a look at all connections."""
@@ -34,7 +34,7 @@ async def streams(load: Load, tally: Tally) -> None:
     async def read(client: openai.AsyncOpenAI, number: int) -> None:
         async with limiter:
             stream = await client.chat.completions.create(
-                model="gpt-4o-mini",
+                model=MODEL,
                 messages=[{"role": "user", "content": f"Question {number}"}],
                 stream=True,
             )

@@ -156,6 +156,9 @@ class CountingReaderStream(ReaderStream):
 async def streams(load: Load, tally: Tally) -> None:
     """Open the streams, and read them until they end."""
     url = urlsplit(load.base_url)
+    host, port = url.hostname, url.port
+    assert host is not None
+    assert port is not None
     context = ssl.create_default_context() if url.scheme == "https" else None
     loop = asyncio.get_running_loop()
     limiter = asyncio.Semaphore(OPENING)
@@ -168,9 +171,7 @@ async def streams(load: Load, tally: Tally) -> None:
 
     async def read(number: int) -> None:
         async with limiter:
-            _, stream = await loop.create_connection(
-                partial(make, number), url.hostname, url.port, ssl=context
-            )
+            _, stream = await loop.create_connection(partial(make, number), host, port, ssl=context)
             await stream.answered
         if isinstance(stream, CallbackStream):
             await stream.ended.wait()

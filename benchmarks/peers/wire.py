@@ -7,13 +7,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-KEY = "sk-1"
+KEY, NEW_KEY = "sk-1", "sk-2"
+MODEL = "gpt-4o-mini"
 
 
 def body(number: int) -> dict[str, object]:
     """The request of one stream."""
     return {
-        "model": "gpt-4o-mini",
+        "model": MODEL,
         "messages": [{"role": "user", "content": f"Question {number}"}],
         "stream": True,
     }
