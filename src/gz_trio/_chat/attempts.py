@@ -44,33 +44,38 @@ class Timing:
     Args:
         started: When the first request was sent.
         first_token: From then until the first text, reasoning or tool call, or `None`.
-        between_tokens: The mean time from one such delta to the next, pauses left out, or `None`
+        longest_gap: The longest time from one such delta to the next, pauses left out, or `None`
             before the second one.
-        longest_gap: The longest of these times, or `None`.
         paused: The sum of all pauses: from a failure until something new came.
         ended: From `started` until the reply was complete or failed, or `None`.
     """
 
     started: float
     first_token: float | None = None
-    between_tokens: float | None = None
     longest_gap: float | None = None
     paused: float = 0.0
     ended: float | None = None
     _gaps: int = field(default=0, init=False, repr=False)
+    _sum_of_gaps: float = field(default=0.0, init=False, repr=False)
     _last_token: float | None = field(default=None, init=False, repr=False)
+
+    @property
+    def between_tokens(self) -> float | None:
+        """The mean of the times of which `longest_gap` is the longest, or `None`."""
+        return self._sum_of_gaps / self._gaps if self._gaps else None
 
     def token_came(self, now: float) -> None:
         """New text, reasoning or a tool call came."""
-        if self.first_token is None:
-            self.first_token = now - self.started
-        if self._last_token is not None:
-            gap = now - self._last_token
-            self._gaps += 1
-            mean = self.between_tokens or 0.0
-            self.between_tokens = mean + (gap - mean) / self._gaps
-            self.longest_gap = max(gap, self.longest_gap or 0.0)
-        self._last_token = now
+        last, self._last_token = self._last_token, now
+        if last is None:
+            if self.first_token is None:
+                self.first_token = now - self.started
+            return
+        gap = now - last
+        self._gaps += 1
+        self._sum_of_gaps += gap
+        if self.longest_gap is None or gap > self.longest_gap:
+            self.longest_gap = gap
 
     def was_paused(self, seconds: float) -> None:
         """A pause is over; what comes after it was not late for its own sake."""

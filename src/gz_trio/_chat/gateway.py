@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,8 +18,9 @@ from .._background import Background
 from .._protocol.keys import Key
 from .._protocol.resumption import Resumption
 from .._protocol.settings import ResumePolicy, RetryPolicy, Timeouts
-from .._transport.httpx import open_httpx_transport, origin_of
+from .._transport.choosing import open_transport
 from .._transport.interface import Request, Transport
+from .._transport.origin import Origin
 from .buffer import EventBuffer
 from .history import History
 from .history_calls import HistoryCalls
@@ -50,8 +52,8 @@ class Gateway:
         settings: ReplySettings,
         now: Callable[[], float],
     ) -> None:
-        self._base_url = _checked_base_url(base_url)
-        self._origin = origin_of(self._base_url)
+        self._base_url = base_url
+        self._origin = str(Origin.of(self._base_url))
         self._authenticator = authenticator
         self._transport = transport
         if key_header.lower() not in _KEY_HEADERS:
@@ -258,6 +260,7 @@ async def open_gateway(
     resume: ResumePolicy | None = None,
     timeouts: Timeouts | None = None,
     http_client: httpx.AsyncClient | None = None,
+    ssl_context: ssl.SSLContext | None = None,
     now: Callable[[], float] = time.time,
 ) -> AsyncGenerator[Gateway]:
     """Connections, defaults and key for one gateway.
@@ -272,18 +275,25 @@ async def open_gateway(
         retry: How often to try again.
         resume: What becomes of a reply that broke and came again with other words.
         timeouts: How long a reply may be silent.
-        http_client: An `httpx.AsyncClient` (or `httpx2.AsyncClient`) of your own, for proxies,
-            private certificates and the like; it is not closed here. Its timeouts, redirects and
+        http_client: An `httpx.AsyncClient` (or `httpx2.AsyncClient`) of your own, for what our own
+            transport does not do: HTTP/2, Unix sockets, a proxy of your choice (one that the
+            environment names is used without). It is not closed here. Its timeouts, redirects and
             `auth` are not used.
+        ssl_context: What certificates are trusted, for `https://`: of a private authority, say. By
+            default those of `SSL_CERT_FILE` or `SSL_CERT_DIR`, else certifi's.
         now: Unix time in seconds.
 
     Raises:
-        ValueError: `base_url` has no scheme or no host, or the key is none.
+        ValueError: `base_url` has no scheme or no host, the key is none, or `http_client` and
+            `ssl_context` are both given.
 
     An example is at `Gateway.stream`.
     """
     async with AsyncExitStack() as stack:
-        transport = await stack.enter_async_context(open_httpx_transport(http_client))
+        base_url = _checked_base_url(base_url)
+        transport = await stack.enter_async_context(
+            open_transport(base_url, http_client, ssl_context)
+        )
         if not isinstance(auth, Authenticator):
             auth = await stack.enter_async_context(open_authenticator(MemoryKeyStore(auth)))
         yield Gateway(
@@ -318,6 +328,7 @@ async def open_session(
     resume: ResumePolicy | None = None,
     timeouts: Timeouts | None = None,
     http_client: httpx.AsyncClient | None = None,
+    ssl_context: ssl.SSLContext | None = None,
     now: Callable[[], float] = time.time,
 ) -> AsyncGenerator[Session]:
     """A chat session with its own nursery and, unless it is given one, its own refresh task.
@@ -341,6 +352,7 @@ async def open_session(
         resume: As for `open_gateway`.
         timeouts: As for `open_gateway`.
         http_client: As for `open_gateway`.
+        ssl_context: As for `open_gateway`.
         now: As for `open_gateway`.
 
     Raises:
@@ -387,6 +399,7 @@ async def open_session(
                 resume=resume,
                 timeouts=timeouts,
                 http_client=http_client,
+                ssl_context=ssl_context,
                 now=now,
             )
         )

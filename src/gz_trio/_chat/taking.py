@@ -136,13 +136,24 @@ class Taking:
             SinkRaised: The reader's sink did.
             ProtocolError, CannotResume, StartedOver, Diverged: It is not to be read on.
         """
-        self._heard = self._clock()
+        self._heard = now = self._clock()
         self._arrived_ns = arrived_ns
-        for event in self._events.feed(data):
-            if self._take_event(event):
-                self.done = True
+        resumption, buffer = self._resumption, self._buffer
+        texts = self._events.split(data) if resumption.is_open else None
+        if texts is None:
+            for event in self._events.feed(data):
+                if self._take_event(event):
+                    return True
+            return buffer.full
+        for text in texts:
+            delta = resumption.decoder.decode_text(text)
+            if delta is not None and resumption.append(delta.text):
+                self._attempt.tokens += 1
+                self.timing.token_came(now)
+                buffer.put(delta, arrived_ns, len(text))
+            elif self._take_event(ServerSentEvent("message", text)):
                 return True
-        return self._buffer.full
+        return buffer.full
 
     def take_completion(self, body: bytes) -> None:
         """Take a whole completion, which servers send that ignore `stream`. Raises as `receive`."""
@@ -176,6 +187,7 @@ class Taking:
             raise
         if items:
             resumption.passed(event)
+        self.done = done
         return done
 
     def _take(self, items: tuple[ChatItem, ...], size: int) -> bool:

@@ -184,7 +184,7 @@ class ReplyTelemetry:
 
     def ended(
         self,
-        error: Exception | None,
+        error: BaseException | None,
         timing: Timing,
         *,
         finish_reasons: Sequence[str] = (),
@@ -224,7 +224,7 @@ class ReplyTelemetry:
         self._span.end(error)
 
     def _measure(
-        self, error: Exception | None, timing: Timing, outcome: str, usage: Usage | None
+        self, error: BaseException | None, timing: Timing, outcome: str, usage: Usage | None
     ) -> None:
         if telemetry.api is None:
             return
@@ -243,7 +243,7 @@ class ReplyTelemetry:
                 spent = {**labels, "gen_ai.token.type": kind}
                 telemetry.record(telemetry.TOKEN_USAGE, tokens, spent)
 
-    def _log_end(self, error: Exception | None, timing: Timing, told: Attributes) -> None:
+    def _log_end(self, error: BaseException | None, timing: Timing, told: Attributes) -> None:
         event, values = "gz_trio.reply.ended", (timing.ended or 0.0, self._attempts)
         if error is None:
             message = f"{told['gz_trio.outcome']} after %.3f s, attempts: %d"

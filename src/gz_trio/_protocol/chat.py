@@ -67,7 +67,32 @@ class _Chunk(msgspec.Struct, gc=False):
     arguments: object = None
 
 
+# A chunk that holds some more text of one choice, and nothing else that is read.
+class _TextFields(msgspec.Struct, gc=False):
+    content: str
+    refusal: None = None
+    reasoning_content: None = None
+    reasoning: None = None
+    thinking: None = None
+    analysis: None = None
+    reasoning_details: None = None
+    tool_calls: None = None
+
+
+class _TextChoice(msgspec.Struct, gc=False):
+    delta: _TextFields
+    index: int = 0
+    finish_reason: None = None
+
+
+class _TextChunk(msgspec.Struct, gc=False):
+    choices: tuple[_TextChoice]
+    usage: None = None
+    error: None = None
+
+
 _NO_FIELDS = _Fields()
+_decode_text_chunk = msgspec.json.Decoder(_TextChunk).decode
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 
 
@@ -111,6 +136,24 @@ class ChatDecoder:
     def take_up(self) -> None:
         """The attempt failed, and the same answer goes on in another response."""
         self._failed = self._done = False
+
+    def decode_text(self, data: bytes) -> Delta | None:
+        """The delta of an event that adds text to the first choice, and nothing else.
+
+        A shortcut for what nearly all events are, once the choice has begun: where it gives
+        `None`, use `decode`.
+
+        Args:
+            data: Of an event without a name.
+        """
+        if self._halves:
+            return None
+        try:
+            choice = _decode_text_chunk(data).choices[0]
+        except lenient_json.MSGSPEC_ERRORS:
+            return None
+        text = choice.delta.content
+        return None if choice.index or not text else Delta(text=text, raw=data)
 
     def decode(self, event: ServerSentEvent) -> tuple[ChatItem, ...]:
         """What `event` means, in order. Never raises.

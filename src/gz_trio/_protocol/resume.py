@@ -47,7 +47,7 @@ class _Received:
     def text(self) -> str:
         """All that was delivered."""
         if len(self.pieces) > 1:
-            self.pieces = ["".join(self.pieces)]
+            self.pieces[:] = ["".join(self.pieces)]
         return self.pieces[0]
 
     def rewind(self, kept: int = 0) -> None:
@@ -112,6 +112,17 @@ class Delivered:
     def tool_calls(self) -> bool:
         """Whether a tool call was delivered, or the beginning of one."""
         return bool(self._tool_calls)
+
+    @property
+    def open_text(self) -> list[str] | None:
+        """The pieces of the first choice's text, if more text is simply to be added to them.
+
+        That is so where text came last, and nothing that came before bears on what comes next.
+        """
+        if self.repeating or self._held_back or self._finish_reasons or self._last_kind != "text":
+            return None
+        received = self._channels.get((0, "text", 0))
+        return None if received is None else received.pieces
 
     @property
     def characters(self) -> int:

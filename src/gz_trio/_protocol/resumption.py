@@ -99,6 +99,7 @@ class Resumption:
         self._is_continuation = False
         self._repeated: list[Delta] = []
         self._tokens = 0  # That the reader has, about: the deltas with text or reasoning.
+        self._open_text: list[str] | None = None
         # Of the attempt
         self.way: Way | None = None
         self.begun = False
@@ -141,6 +142,7 @@ class Resumption:
         """
         self.begun = False
         self.decoder = ChatDecoder()
+        self._open_text = None
         self._suspected = None
         self._unconfirmed = []
         content, headers = self._content, dict[str, str]()
@@ -311,7 +313,12 @@ class Resumption:
             StartedOver: The answer is not to be read on; the next request goes another way.
         """
         if self._suspected is None:
-            return self._new_parts(delta)
+            parts = self._new_parts(delta)
+            self._open_text = None
+            # Only behind text that is new in this attempt: of its first, others are told.
+            if parts and delta.text and self._taken_up_after is None and not self._unconfirmed:
+                self._open_text = self._delivered.open_text
+            return parts
         self._suspected.append(delta)
         begins_anew = self._delivered.begins_with(self._suspected)
         if begins_anew is None:
@@ -320,6 +327,22 @@ class Resumption:
             self._start_over()
         cleared, self._suspected = self._suspected, None
         return tuple(part for each in cleared for part in self._new_parts(each))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `append` may take what comes next: the usual case, which has to be fast."""
+        return self._open_text is not None
+
+    def append(self, text: str) -> bool:
+        """Count more text of the first choice as delivered; if it says `False`, see `new_parts`.
+
+        Only for an event without an id, of which nothing else is to be said.
+        """
+        if self._open_text is None:
+            return False
+        self._open_text.append(text)
+        self._tokens += 1
+        return True
 
     def _start_over(self) -> NoReturn:
         self._refused.add("cursor")
@@ -349,6 +372,7 @@ class Resumption:
             Diverged: It ended before the first one's length, and the reply may not start over.
             StartedOver: It said nothing but what the answer had begun with.
         """
+        self._open_text = None
         suspected, self._suspected = self._suspected or [], None
         if any(delta.text or delta.reasoning for delta in suspected):
             self._start_over()

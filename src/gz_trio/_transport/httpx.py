@@ -11,7 +11,6 @@ import sys
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from time import perf_counter_ns
 from types import ModuleType
 from typing import cast
@@ -22,6 +21,8 @@ import trio
 from .._protocol.errors import APIConnectionError, ProtocolError
 from .content_coding import ContentDecoder, content_decoder
 from .interface import BodyConsumer, Request
+from .origin import Origin
+from .tls import default_ssl_context
 
 CLOSE_SECONDS = 5.0
 
@@ -42,9 +43,12 @@ class HttpxTransport:
 
     Args:
         client: The one client to use; `None`: as many of our own as are needed.
+        ssl_context: For those.
     """
 
-    def __init__(self, client: httpx.AsyncClient | None) -> None:
+    def __init__(
+        self, client: httpx.AsyncClient | None, ssl_context: ssl.SSLContext | None = None
+    ) -> None:
         self.module = httpx if client is None else _module_of(client)
         self._unreachable: tuple[type[Exception], ...] = (
             self.module.ConnectError,
@@ -52,6 +56,7 @@ class HttpxTransport:
         )
         self._lanes = [] if client is None else [_Lane(client)]
         self._may_add_lanes = client is None
+        self._ssl_context = ssl_context
 
     def _choose_lane(self) -> _Lane:
         """Connections in one httpx client cost each request time; so no client gets many."""
@@ -59,7 +64,9 @@ class HttpxTransport:
             if not self._may_add_lanes or lane.active < REQUESTS_PER_CLIENT:
                 return lane
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        lane = _Lane(httpx.AsyncClient(limits=limits, verify=_ssl_context()))
+        lane = _Lane(
+            httpx.AsyncClient(limits=limits, verify=self._ssl_context or default_ssl_context())
+        )
         self._lanes.append(lane)
         return lane
 
@@ -105,19 +112,19 @@ class HttpxTransport:
             if isinstance(error, httpx_errors.ConnectTimeout) and connect_timeout is not None:
                 within = f" within {connect_timeout:g} s"
             raise APIConnectionError(
-                f"no connection to {origin_of(url)}{within}: is the gateway up, and the base URL "
+                f"no connection to {Origin.of(url)}{within}: is the gateway up, and the base URL "
                 "right?"
             ) from error
         except (httpx_errors.LocalProtocolError, httpx_errors.UnsupportedProtocol):
             # Not chained: httpx quotes the header that it cannot send, and that may be the key's.
-            raise ProtocolError(f"the request to {origin_of(url)} cannot be sent by HTTP") from None
+            raise ProtocolError(f"the request to {Origin.of(url)} cannot be sent by HTTP") from None
         except httpx_errors.RemoteProtocolError:
             # Not chained either: it quotes what came, and servers echo keys.
             raise APIConnectionError(
-                f"the connection to {origin_of(url)} broke: what came is no HTTP, or not all of it"
+                f"the connection to {Origin.of(url)} broke: what came is no HTTP, or not all of it"
             ) from None
         except httpx_errors.TransportError as error:
-            raise APIConnectionError(f"the connection to {origin_of(url)} broke") from error
+            raise APIConnectionError(f"the connection to {Origin.of(url)} broke") from error
 
 
 class HttpxResponse:
@@ -132,7 +139,7 @@ class HttpxResponse:
         # Not `aiter_raw`: of a response that a user's fake transport made whole, it gives nothing.
         self._chunks = aiter(cast("httpx.AsyncByteStream", response.stream))
         coding = response.headers.get("content-encoding", "")
-        self._decoder = content_decoder(coding, origin_of(self._url))
+        self._decoder = content_decoder(coding, Origin.of(self._url))
 
     @property
     def status(self) -> int:
@@ -164,10 +171,8 @@ class HttpxResponse:
     async def feed(self, consumer: BodyConsumer) -> bool:
         """Hand the body over as it comes; see `Response.feed`."""
         while True:
-            with trio.move_on_at(consumer.deadline()) as scope:
+            with trio.fail_at(consumer.deadline()):
                 data = await self.receive()
-            if scope.cancelled_caught:
-                raise trio.TooSlowError
             if not data:
                 return True
             if consumer.receive(data, perf_counter_ns()):
@@ -188,10 +193,10 @@ class HttpxResponse:
 
 @asynccontextmanager
 async def open_httpx_transport(
-    client: httpx.AsyncClient | None,
+    client: httpx.AsyncClient | None, ssl_context: ssl.SSLContext | None = None
 ) -> AsyncGenerator[HttpxTransport]:
     """A transport over `client`, which stays its owner's, or over clients of our own."""
-    transport = HttpxTransport(client)
+    transport = HttpxTransport(client, ssl_context)
     try:
         yield transport
     finally:
@@ -214,14 +219,3 @@ def _module_of(client: httpx.AsyncClient) -> ModuleType:
         if base.__name__ == "AsyncClient":
             return sys.modules[base.__module__.partition(".")[0]]
     raise TypeError(f"http_client is a {type(client).__name__}, but must be an httpx.AsyncClient")
-
-
-@cache
-def _ssl_context() -> ssl.SSLContext:
-    """One for all clients: to read the system's certificates takes longer than a request."""
-    return httpx.create_ssl_context()
-
-
-def origin_of(url: str) -> str:
-    """Scheme, host and port (RFC 6454): what a key is proven at, and what messages name."""
-    return str(httpx.URL(url).copy_with(raw_path=b"/")).rstrip("/")

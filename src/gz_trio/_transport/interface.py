@@ -18,8 +18,8 @@ class Request:
         absent: Names of headers, in lower case, that must not be sent, whoever adds them.
         content: The body.
         connect_timeout: Seconds until the connection stands, or `None`.
-        repeatable: Whether the server may get it twice, where it closes a kept connection just
-            then: it cannot be told whether it had read it. GET and the like always may.
+        repeatable: Whether it is sent again, once, where the server closes a kept connection just
+            then: it may have read it.
     """
 
     method: str

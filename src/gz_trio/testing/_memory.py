@@ -122,20 +122,23 @@ class _NetworkBackend:
     async def connect_tcp(
         self,
         host: str,
-        port: int,
+        port: int,  # noqa: ARG002
         timeout: float | None = None,  # noqa: ARG002  it never takes long
         local_address: str | None = None,  # noqa: ARG002
         socket_options: Iterable[object] | None = None,  # noqa: ARG002
     ) -> _NetworkStream:
-        if host != self._host:
-            raise self._errors.connect(
-                f"no route to {host}:{port}: this client's connections end in memory, "
-                f"at {self._host}"
-            )
         try:
-            return _NetworkStream(await self._connect(), self._errors)
+            return _NetworkStream(await self.connect(host), self._errors)
         except OSError as exc:
             raise self._errors.connect(str(exc)) from exc
+
+    async def connect(self, host: str) -> trio.abc.Stream:
+        """A connection; raises `OSError` where there is none."""
+        if host != self._host:
+            raise OSError(
+                f"no route to {host}: this client's connections end in memory, at {self._host}"
+            )
+        return await self._connect()
 
 
 def memory_client(

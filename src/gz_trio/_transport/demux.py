@@ -1,0 +1,298 @@
+"""One task that waits for all sockets of a transport, and reads each as soon as it is readable.
+
+Waiting for one socket per task costs Trio a system call to arm the wait and a failed `recv`, both
+for each token. Here one task waits, for a poller that holds all the sockets: the system's epoll or
+kqueue, which can itself be waited for. When it wakes, it reads every socket that is ready, once,
+and hands over what came. The poller is level-triggered: what was left unread is told again.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from contextlib import suppress
+from time import perf_counter_ns
+from types import ModuleType
+from typing import Protocol
+
+import trio
+from trio.lowlevel import Abort, RaiseCancelT
+
+BATCH = 64
+"""So many sockets are read before every other task, and cancellation, gets its turn."""
+
+RECEIVE_BYTES = 64 * 1024
+
+
+class Poller(Protocol):
+    """The system's means to wait for many sockets at once."""
+
+    def poll(self) -> list[tuple[int, int]]:
+        """Up to `BATCH` sockets that are readable, ended or broken; descriptors come first."""
+        ...
+
+    def fileno(self) -> int:
+        """Its own descriptor, which is readable while any socket is."""
+        ...
+
+    def register(self, fd: int) -> None:
+        """Watch a socket from now on."""
+        ...
+
+    def unregister(self, fd: int) -> None:
+        """Watch it no more."""
+        ...
+
+    def close(self) -> None:
+        """Give its own descriptor back."""
+        ...
+
+
+class _Epoll:
+    def __init__(self, module: ModuleType) -> None:
+        self._epoll = module.epoll()
+        self._readable = module.EPOLLIN  # Hang-ups and errors are told with any mask.
+        self.fileno = self._epoll.fileno
+        self.unregister = self._epoll.unregister
+        self.close = self._epoll.close
+
+    def poll(self) -> list[tuple[int, int]]:
+        ready: list[tuple[int, int]] = self._epoll.poll(0, BATCH)
+        return ready
+
+    def register(self, fd: int) -> None:
+        self._epoll.register(fd, self._readable)
+
+
+class _Kqueue:
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+        self._kqueue = module.kqueue()
+        self.fileno = self._kqueue.fileno
+        self.close = self._kqueue.close
+
+    def poll(self) -> list[tuple[int, int]]:
+        return [(event.ident, event.flags) for event in self._kqueue.control(None, BATCH, 0)]
+
+    def register(self, fd: int) -> None:
+        self._change(fd, self._module.KQ_EV_ADD)
+
+    def unregister(self, fd: int) -> None:
+        self._change(fd, self._module.KQ_EV_DELETE)
+
+    def _change(self, fd: int, flags: int) -> None:
+        module = self._module
+        self._kqueue.control([module.kevent(fd, module.KQ_FILTER_READ, flags)], 0)
+
+
+def make_poller(module: ModuleType = select) -> Poller | None:
+    """The best poller that the system has; `None` where it has none that can be waited for."""
+    if hasattr(module, "epoll"):
+        return _Epoll(module)
+    if hasattr(module, "kqueue"):
+        return _Kqueue(module)
+    return None
+
+
+class SocketOwner(Protocol):
+    """Whose socket it is: what is read goes there."""
+
+    def data_received(self, data: bytes, arrived_ns: int) -> None:
+        """Bytes came, never none.
+
+        Whatever it raises comes back to it as `connection_lost`, and to nobody else.
+
+        Args:
+            data: At most `RECEIVE_BYTES`.
+            arrived_ns: When, in nanoseconds on the clock of `time.perf_counter_ns`.
+        """
+        ...
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        """Nothing more comes: the peer has ended the connection, or `error` has. Never raises."""
+        ...
+
+
+class DemuxedSocket:
+    """A connected, non-blocking socket that a `Demux` reads for its owner, whenever it wants to.
+
+    Args:
+        demux: Who reads it.
+        sock: The socket, which is closed with this object.
+        owner: Who gets what is read.
+    """
+
+    __slots__ = ("_demux", "_fd", "_registered", "_sock", "_waiting", "owner", "reading", "receive")
+
+    def __init__(self, demux: Demux, sock: socket.socket, owner: SocketOwner) -> None:
+        self._demux = demux
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._registered = False
+        self._waiting: trio.lowlevel.Task | None = None
+        self.owner = owner
+        self.receive = sock.recv
+        self.reading = False
+
+    def start_reading(self) -> None:
+        """Hand over what comes from now on.
+
+        Raises:
+            trio.ClosedResourceError: The socket was closed here, or nobody reads any more.
+        """
+        if not self._registered:
+            if self._fd < 0:
+                raise trio.ClosedResourceError
+            self._demux.register(self._fd, self)
+            self._registered = True
+        self.reading = True
+
+    def stop_reading(self) -> None:
+        """Leave what comes in the system's buffer, which slows the sender down.
+
+        The poller keeps the socket until something does come: usually it is read on before that.
+        """
+        self.reading = False
+
+    def unregister(self) -> None:
+        """Have the poller tell of it no more."""
+        self.reading = False
+        if self._registered:
+            self._registered = False
+            self._demux.unregister(self._fd)
+
+    async def wait(self) -> None:
+        """Hand over what comes until `wake` is called. A checkpoint.
+
+        Raises:
+            trio.ClosedResourceError: As for `start_reading`.
+        """
+        self.start_reading()
+        self._waiting = trio.lowlevel.current_task()
+
+        def abort(_raise_cancel: RaiseCancelT) -> Abort:
+            self._waiting = None
+            return Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def wake(self) -> None:
+        """Let `wait` return, if anybody waits."""
+        if self._waiting is not None:
+            task, self._waiting = self._waiting, None
+            trio.lowlevel.reschedule(task)
+
+    def send_now(self, data: bytearray) -> None:
+        """Send what goes without waiting, and take it out of `data`.
+
+        Raises:
+            OSError: The connection is broken.
+            trio.ClosedResourceError: It was closed here.
+        """
+        if self._fd < 0:
+            raise trio.ClosedResourceError
+        with suppress(BlockingIOError, InterruptedError):
+            while data:
+                del data[: self._sock.send(data)]
+
+    async def send_all(self, data: bytearray) -> None:
+        """Send all of `data` and take it out; always a checkpoint. As `send_now` else."""
+        await trio.lowlevel.checkpoint()
+        self.send_now(data)
+        while data:
+            await trio.lowlevel.wait_writable(self._sock)
+            self.send_now(data)
+
+    def close(self) -> None:
+        """Close the socket; what is under way in it is left. Any number of times."""
+        if self._fd >= 0:
+            # Before the descriptor is free for another socket. A copy of it, in a child process
+            # say, would keep a closed one in the poller for ever.
+            self.unregister()
+            self._fd = -1
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+
+
+class Demux:
+    """Reads sockets in one task, `run`."""
+
+    def __init__(self, poller: Poller) -> None:
+        self._poller = poller
+        self._sockets: dict[int, DemuxedSocket] = {}
+        self._closed = False
+        self._scope = trio.CancelScope(shield=True)
+
+    def register(self, fd: int, demuxed: DemuxedSocket) -> None:
+        """Read a socket from now on.
+
+        Raises:
+            trio.ClosedResourceError: Nobody reads any more.
+        """
+        if self._closed:
+            raise trio.ClosedResourceError("the transport was closed")
+        self._poller.register(fd)
+        self._sockets[fd] = demuxed
+
+    def unregister(self, fd: int) -> None:
+        """Read it no more."""
+        del self._sockets[fd]
+        self._poller.unregister(fd)
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self) -> None:
+        """Read until `stop`; what is still open is lost then, and its owners are told.
+
+        Not until cancelled: whoever is left may have something to finish, and needs it read.
+        """
+        why: Exception = ConnectionError("the task that reads the connections has failed")
+        try:
+            with self._scope:
+                await self._read_all()
+            why = trio.ClosedResourceError("the transport was closed")
+        finally:
+            self._closed = True
+            for demuxed in list(self._sockets.values()):
+                demuxed.unregister()
+                demuxed.owner.connection_lost(why)
+            self._poller.close()
+
+    def stop(self) -> None:
+        """Let `run` end."""
+        self._scope.cancel()
+
+    async def _read_all(self) -> None:
+        poll = self._poller.poll
+        get = self._sockets.get
+        fileno = self._poller.fileno()
+        while True:
+            ready = poll()
+            for fd, _ in ready:
+                demuxed = get(fd)
+                if demuxed is None:
+                    continue  # Closed since, by what was handed over before in this batch.
+                if not demuxed.reading:
+                    demuxed.unregister()
+                    continue
+                try:
+                    data = demuxed.receive(RECEIVE_BYTES)
+                except (BlockingIOError, InterruptedError):
+                    continue
+                except OSError as error:
+                    demuxed.unregister()
+                    demuxed.owner.connection_lost(error)
+                    continue
+                arrived_ns = perf_counter_ns()
+                if not data:
+                    demuxed.unregister()
+                    demuxed.owner.connection_lost(None)
+                    continue
+                try:
+                    demuxed.owner.data_received(data, arrived_ns)
+                except BaseException as error:  # noqa: ASYNC103 - of a sink: its reply's to raise
+                    demuxed.unregister()
+                    demuxed.owner.connection_lost(error)
+            if len(ready) == BATCH:
+                await trio.lowlevel.checkpoint()
+            else:
+                await trio.lowlevel.wait_readable(fileno)

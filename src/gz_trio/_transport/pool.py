@@ -1,0 +1,196 @@
+"""Connections that are kept for the next request, and the transport over them."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from math import inf
+
+import trio
+
+from .._background import Background
+from .._protocol.errors import APIConnectionError
+from .connection import Connection, Exchange, Link, StreamLink
+from .demux import Demux, DemuxedSocket, SocketOwner, make_poller
+from .http1 import ResponseReader, encode_request
+from .interface import Request
+from .origin import Origin, parse_url
+from .tls import TlsClient, default_ssl_context
+
+CONNECTS_AT_ONCE = 100
+"""More would overrun the queue in which most servers keep connections until they accept them."""
+
+IDLE_CONNECTIONS = 1000
+"""Kept for each origin."""
+
+IDLE_SECONDS = 60.0
+"""Longer is none kept: most servers close them about then."""
+
+Connect = Callable[[Origin], Awaitable[trio.abc.Stream]]
+
+
+async def connect_tcp(origin: Origin) -> trio.SocketStream:
+    """A TCP connection; raises `OSError` where there is none."""
+    return await trio.open_tcp_stream(origin.host, origin.port)
+
+
+class Pool:
+    """A transport whose connections are kept. Made by `open_pool`."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        demux: Demux | None,
+        ssl_context: ssl.SSLContext | None,
+        connect: Connect,
+    ) -> None:
+        self._nursery = nursery
+        self._demux = demux
+        self._ssl_context = ssl_context
+        self._connect_link = connect
+        self._connects = trio.CapacityLimiter(CONNECTS_AT_ONCE)
+        self._open: set[Connection] = set()
+        self._idle: dict[Origin, dict[Connection, None]] = {}  # Those used last come last.
+
+    async def send(self, request: Request) -> Exchange:
+        """Send `request`; see `Transport.send`. Redirects are not followed: they carry the key."""
+        origin, host, target = parse_url(request.url)
+        content = encode_request(
+            request.method, target, host, request.headers, request.content, absent=request.absent
+        )
+        kept = self._take_idle(origin)
+        if kept is not None:
+            reader = ResponseReader(method=request.method, origin=origin)
+            try:
+                return await self._request(kept, content, reader)
+            except APIConnectionError:
+                if reader.begun or not request.repeatable:
+                    raise
+        connection = await self._connect(origin, request.connect_timeout)
+        return await self._request(
+            connection, content, ResponseReader(method=request.method, origin=origin)
+        )
+
+    async def _request(
+        self, connection: Connection, content: bytes, reader: ResponseReader
+    ) -> Exchange:
+        try:
+            return await connection.request(content, reader)
+        except BaseException:
+            self._close(connection)
+            raise
+
+    # Connections
+
+    async def _connect(self, origin: Origin, timeout: float | None) -> Connection:
+        async with self._connects:
+            with trio.move_on_after(inf if timeout is None else timeout):
+                try:
+                    return await self._open_connection(origin)
+                except (OSError, trio.BrokenResourceError) as error:
+                    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+                        message = (
+                            f"no connection to {origin}: this process has as many files open as it "
+                            "may (`ulimit -n`)"
+                        )
+                        raise APIConnectionError(message) from error
+                    raise APIConnectionError(_no_connection(origin)) from error
+            raise APIConnectionError(_no_connection(origin, f" within {timeout:g} s"))
+
+    async def _open_connection(self, origin: Origin) -> Connection:
+        tls = None
+        if origin.scheme == "https":
+            tls = TlsClient(self._ssl_context or default_ssl_context(), origin.host)
+        stream = await self._connect_link(origin)
+        make_link: Callable[[SocketOwner], Link] = partial(self._link, stream)
+        connection = Connection(origin, make_link, tls, self._release)
+        self._open.add(connection)
+        try:
+            await connection.handshake()
+        except BaseException:
+            self._close(connection)
+            raise
+        return connection
+
+    def _link(self, stream: trio.abc.Stream, owner: SocketOwner) -> Link:
+        if self._demux is None or not isinstance(stream, trio.SocketStream):
+            return StreamLink(stream, owner, self._nursery)
+        sock = stream.socket
+        family, kind, protocol = sock.family, sock.type, sock.proto
+        bare = socket.socket(family, kind, protocol, fileno=sock.detach())
+        return DemuxedSocket(self._demux, bare, owner)
+
+    def _take_idle(self, origin: Origin) -> Connection | None:
+        """The connection that was used last: the server has had the least time to close it."""
+        kept = self._idle.get(origin, {})
+        self._close_old(kept)
+        if not kept:
+            self._idle.pop(origin, None)
+            return None
+        connection, _ = kept.popitem()
+        connection.on_idle_end = None
+        return connection
+
+    def _release(self, connection: Connection) -> None:
+        """An exchange on `connection` was left: keep it, or close it."""
+        if not connection.end_exchange() or connection not in self._open:
+            self._close(connection)
+            return
+        kept = self._idle.setdefault(connection.origin, {})
+        self._close_old(kept)
+        if len(kept) >= IDLE_CONNECTIONS:
+            self._close(next(iter(kept)))
+        connection.idle_since = trio.current_time()
+        connection.on_idle_end = self._close
+        kept[connection] = None
+        connection.link.start_reading()  # to be told when the server closes it
+
+    def _close_old(self, kept: dict[Connection, None]) -> None:
+        by = trio.current_time() - IDLE_SECONDS
+        while kept and (oldest := next(iter(kept))).idle_since <= by:
+            self._close(oldest)
+
+    def _close(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        self._idle.get(connection.origin, {}).pop(connection, None)
+        connection.close()
+
+    def close(self) -> None:
+        """Close all connections, those with a response that is being read too."""
+        for connection in list(self._open):
+            self._close(connection)
+
+
+@asynccontextmanager
+@trio.lowlevel.enable_ki_protection
+async def open_pool(
+    ssl_context: ssl.SSLContext | None = None, connect: Connect = connect_tcp
+) -> AsyncGenerator[Pool]:
+    """A transport with a task that reads its connections.
+
+    Args:
+        ssl_context: For `https://`; `None`: the certificates that httpx trusts.
+        connect: Opens what connections go over. A socket is read by the one task, any other
+            stream by whoever waits for it.
+    """
+    poller = make_poller()
+    async with Background("connections") as nursery:
+        demux = None
+        if poller is not None:
+            demux = Demux(poller)
+            nursery.start_soon(demux.run)
+        pool = Pool(nursery, demux, ssl_context, connect)
+        try:
+            yield pool
+        finally:
+            pool.close()
+            if demux is not None:
+                demux.stop()
+
+
+def _no_connection(origin: Origin, within: str = "") -> str:
+    return f"no connection to {origin}{within}: is the gateway up, and the base URL right?"
