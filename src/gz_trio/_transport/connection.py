@@ -119,8 +119,8 @@ class Connection:
     """
 
     __slots__ = (
-        "_closed", "_exchange", "_handshaking", "_outgoing", "_sending", "_tls",
-        "idle_since", "link", "lost", "on_idle_end", "origin", "release", "used",
+        "_closed", "_exchange", "_handshaking", "_outgoing", "_sending", "_tls", "_unsent_bytes",
+        "idle_since", "link", "lost", "on_idle_end", "origin", "release",
     )  # fmt: skip
 
     def __init__(
@@ -132,7 +132,6 @@ class Connection:
     ) -> None:
         self.origin = origin
         self.release = release
-        self.used = False
         self.idle_since = 0.0
         self.lost: BaseException | None = None
         self.on_idle_end: Callable[[Connection], None] | None = None
@@ -140,6 +139,7 @@ class Connection:
         self._handshaking = tls is not None
         self._exchange: Exchange | None = None
         self._outgoing = bytearray()
+        self._unsent_bytes = UNSENT_BYTES
         self._sending = False
         self._closed = False
         self.link = make_link(self)
@@ -158,7 +158,7 @@ class Connection:
         if self._exchange is not None:
             self._exchange.data_received(data, arrived_ns)
         else:
-            self.connection_lost(None)  # Nobody has asked for anything.
+            raise APIConnectionError(f"{self.origin} sent something that nobody has asked for")
 
     def _read_tls(self, tls: TlsClient, arrived_ns: int) -> None:
         """Hand over the plaintext of what came, as far as it is wanted."""
@@ -178,7 +178,7 @@ class Connection:
             self._outgoing += reply
             if not self._sending:
                 self.link.send_now(self._outgoing)
-            if len(self._outgoing) > UNSENT_BYTES:
+            if len(self._outgoing) > self._unsent_bytes:
                 raise APIConnectionError(f"{self.origin} does not read what TLS has to answer")
 
     def connection_lost(self, error: BaseException | None) -> None:
@@ -238,9 +238,13 @@ class Connection:
         while tls is not None and self._handshaking:
             try:
                 self._handshaking = not tls.handshake()
-            finally:
+            except APIConnectionError:
                 self._outgoing += tls.take_outgoing()
-                self.link.send_now(self._outgoing)
+                with suppress(OSError):  # It is to be told why, but need not be there any more.
+                    self.link.send_now(self._outgoing)
+                raise
+            self._outgoing += tls.take_outgoing()
+            self.link.send_now(self._outgoing)
             if self._outgoing:
                 await self.link.send_all(self._outgoing)
             if self._handshaking:
@@ -262,6 +266,7 @@ class Connection:
         else:
             self._tls.write(content)
             self._outgoing += self._tls.take_outgoing()
+        self._unsent_bytes = len(self._outgoing) + UNSENT_BYTES
         self.link.start_reading()
         # A server may answer before it has read all, and even close then: what it said counts.
         with suppress(OSError):
@@ -278,23 +283,29 @@ class Connection:
         self._sending = True
         try:
             await self.link.send_all(self._outgoing)
-        except (OSError, trio.BrokenResourceError):
-            pass
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # Whoever waits for the response is told.
         finally:
             self._sending = False
 
-    def resume(self, arrived_ns: int) -> None:
-        """Hand over what TLS holds already: the poller knows nothing of it."""
-        if self._tls is not None and self._tls.has_more and self.lost is None:
-            try:
-                self._read_tls(self._tls, arrived_ns)
-            except BaseException as error:  # noqa: ASYNC103 - raised by whoever waits
-                self._lose(error)
+    def resume(self, arrived_ns: int) -> bool:
+        """Hand over what TLS holds already, of which the poller knows nothing; was there any?"""
+        if self._tls is None or not self._tls.has_more or self.lost is not None:
+            return False
+        try:
+            self._read_tls(self._tls, arrived_ns)
+        except BaseException as error:  # noqa: ASYNC103 - raised by whoever waits
+            self._lose(error)
+        return True
+
+    def leave(self, exchange: Exchange) -> None:
+        """`exchange` is over: give the connection back, unless another one is under way."""
+        if self._exchange is exchange:
+            self.release(self)
 
     def end_exchange(self) -> bool:
         """Leave the exchange that is under way; whether there can be another one."""
         exchange, self._exchange = self._exchange, None
-        self.used = True
         return (
             exchange is not None
             and exchange.reader.reusable
@@ -310,7 +321,8 @@ class Connection:
         self._closed = True
         self.on_idle_end = None
         if self.lost is None:
-            self.lost = trio.ClosedResourceError()
+            self.lost = trio.ClosedResourceError("the connection was closed here")
+        self.link.wake()
         with suppress(OSError, GatewayError):
             if self._tls is not None and not self._handshaking and not self._sending:
                 self._tls.close()
@@ -338,7 +350,7 @@ class Exchange:
         self._consumer: BodyConsumer | None = None
         self._decoder: ContentDecoder | None = None
         self._arrived_ns = 0
-        self._raised: BaseException | None = None  # By the consumer.
+        self._raised: BaseException | None = None  # By the consumer, or by the decoder.
 
     @property
     def status(self) -> int:
@@ -381,15 +393,12 @@ class Exchange:
             if body:
                 self._give(consumer, body, arrived_ns)
         else:
-            if body:
-                body = decoder.decode(body)
-            elif decoder.has_more:
-                body = decoder.decode(b"")
+            body = self._decode(decoder, body)
             while body:
                 self._give(consumer, body, arrived_ns)
-                if self.enough or not decoder.has_more:
+                if self.enough:
                     break
-                body = decoder.decode(b"")
+                body = self._decode(decoder, b"")
         if self.enough or self.reader.complete:
             self._arrived_ns = arrived_ns
             self._connection.link.stop_reading()
@@ -402,6 +411,14 @@ class Exchange:
             self._raised = error
             raise
         return self.enough
+
+    def _decode(self, decoder: ContentDecoder, data: bytes) -> bytes:
+        try:
+            return decoder.decode(data) if data or decoder.has_more else b""
+        except BaseException as error:
+            # The response may be complete by now, and not look as if it had failed.
+            self._raised = error
+            raise
 
     # What is done with it
 
@@ -423,14 +440,13 @@ class Exchange:
             if self.reader.complete:
                 self._finish()
                 return b""
-            self._connection.check()
-            await self._connection.link.wait()
+            if not self._connection.resume(self._arrived_ns):
+                self._connection.check()
+                await self._connection.link.wait()
 
     def _take(self) -> bytes:
         body = self.reader.take_body()
-        if self._decoder is None:
-            return body
-        return self._decoder.decode(body) if body or self._decoder.has_more else b""
+        return body if self._decoder is None else self._decode(self._decoder, body)
 
     def _finish(self) -> None:
         if self._decoder is not None:
@@ -459,6 +475,10 @@ class Exchange:
         finally:
             self._consumer = None
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
-        """Give the connection back where the body was read to its end, else close it."""
-        self._connection.release(self._connection)
+        """Give the connection back where the body was read to its end, else close it.
+
+        Any number of times.
+        """
+        self._connection.leave(self)
