@@ -161,6 +161,7 @@ class DemuxedSocket:
             self._registered = False
             self._demux.unregister(self._fd)
 
+    @trio.lowlevel.enable_ki_protection  # or `wake` may find a task that is no longer waiting
     async def wait(self) -> None:
         """Hand over what comes until `wake` is called. A checkpoint.
 
@@ -237,7 +238,8 @@ class Demux:
     def unregister(self, fd: int) -> None:
         """Read it no more."""
         del self._sockets[fd]
-        self._poller.unregister(fd)
+        if not self._closed:  # else the poller is gone, or broken
+            self._poller.unregister(fd)
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:

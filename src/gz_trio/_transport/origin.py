@@ -11,6 +11,8 @@ from .._protocol.errors import ProtocolError
 
 _PORTS = {"http": 80, "https": 443}
 
+_NO_URL = "only URLs with http:// or https://, a host and, if any, a valid port can be asked"
+
 
 class Origin(NamedTuple):
     """Scheme, host and port (RFC 6454).
@@ -48,11 +50,11 @@ def parse_url(url: str) -> tuple[Origin, str, str]:
     try:
         parsed = httpx.URL(url)
         host = parsed.raw_host.decode("ascii")
-        port = parsed.port or _PORTS[parsed.scheme]
+        port = _PORTS[parsed.scheme] if parsed.port is None else parsed.port
     except (httpx.InvalidURL, KeyError):
-        raise ProtocolError("only URLs with http:// or https:// and a host can be asked") from None
-    if not host:
-        raise ProtocolError("only URLs with http:// or https:// and a host can be asked")
+        raise ProtocolError(_NO_URL) from None
+    if not host or not 0 < port < 65536:
+        raise ProtocolError(_NO_URL)
     return (
         Origin(parsed.scheme, host, port),
         parsed.netloc.decode("ascii"),

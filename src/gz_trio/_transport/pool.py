@@ -30,6 +30,8 @@ IDLE_CONNECTIONS = 1000
 IDLE_SECONDS = 60.0
 """Longer is none kept: most servers close them about then."""
 
+_TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
+
 Connect = Callable[[Origin], Awaitable[trio.abc.Stream]]
 
 
@@ -53,9 +55,11 @@ class Pool:
         self._ssl_context = ssl_context
         self._connect_link = connect
         self._connects = trio.CapacityLimiter(CONNECTS_AT_ONCE)
+        self._closed = False
         self._open: set[Connection] = set()
         self._idle: dict[Origin, dict[Connection, None]] = {}  # Those used last come last.
 
+    @trio.lowlevel.enable_ki_protection  # or Ctrl-C may strike where nobody has a new socket yet
     async def send(self, request: Request) -> Exchange:
         """Send `request`; see `Transport.send`. Redirects are not followed: they carry the key."""
         origin, host, target = parse_url(request.url)
@@ -91,8 +95,8 @@ class Pool:
             with trio.move_on_after(inf if timeout is None else timeout):
                 try:
                     return await self._open_connection(origin)
-                except (OSError, trio.BrokenResourceError) as error:
-                    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+                except (OSError, UnicodeError, trio.BrokenResourceError) as error:
+                    if not _TOO_MANY_FILES.isdisjoint(_errnos(error)):
                         message = (
                             f"no connection to {origin}: this process has as many files open as it "
                             "may (`ulimit -n`)"
@@ -106,6 +110,9 @@ class Pool:
         if origin.scheme == "https":
             tls = TlsClient(self._ssl_context or default_ssl_context(), origin.host)
         stream = await self._connect_link(origin)
+        if self._closed:
+            await trio.aclose_forcefully(stream)
+            raise trio.ClosedResourceError("the transport was closed")
         make_link: Callable[[SocketOwner], Link] = partial(self._link, stream)
         connection = Connection(origin, make_link, tls, self._release)
         self._open.add(connection)
@@ -122,6 +129,7 @@ class Pool:
         sock = stream.socket
         family, kind, protocol = sock.family, sock.type, sock.proto
         bare = socket.socket(family, kind, protocol, fileno=sock.detach())
+        bare.setblocking(False)  # It is already, but `socket.setdefaulttimeout` may say otherwise.
         return DemuxedSocket(self._demux, bare, owner)
 
     def _take_idle(self, origin: Origin) -> Connection | None:
@@ -147,7 +155,10 @@ class Pool:
         connection.idle_since = trio.current_time()
         connection.on_idle_end = self._close
         kept[connection] = None
-        connection.link.start_reading()  # to be told when the server closes it
+        try:
+            connection.link.start_reading()  # to be told when the server closes it
+        except trio.ClosedResourceError:  # The task that reads has failed.
+            self._close(connection)
 
     def _close_old(self, kept: dict[Connection, None]) -> None:
         by = trio.current_time() - IDLE_SECONDS
@@ -161,6 +172,7 @@ class Pool:
 
     def close(self) -> None:
         """Close all connections, those with a response that is being read too."""
+        self._closed = True
         for connection in list(self._open):
             self._close(connection)
 
@@ -190,6 +202,13 @@ async def open_pool(
             pool.close()
             if demux is not None:
                 demux.stop()
+
+
+def _errnos(error: BaseException) -> set[int | None]:
+    """Why there is no connection: for each address that was tried (`trio.open_tcp_stream`)."""
+    tried = error.__cause__
+    errors = tried.exceptions if isinstance(tried, BaseExceptionGroup) else (error,)
+    return {getattr(each, "errno", None) for each in errors}
 
 
 def _no_connection(origin: Origin, within: str = "") -> str:
