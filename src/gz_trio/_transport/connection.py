@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from time import perf_counter_ns
 from typing import Protocol
 
@@ -14,9 +15,12 @@ from .._protocol.errors import APIConnectionError, GatewayError
 from .content_coding import ContentDecoder, content_decoder
 from .demux import RECEIVE_BYTES, SocketOwner
 from .http1 import ResponseReader
-from .interface import BodyConsumer
+from .interface import BodyConsumer, Wait
 from .origin import Origin
 from .tls import TlsClient
+
+SEND_BYTES = 64 * 1024
+"""So much goes into a Trio stream at once."""
 
 UNSENT_BYTES = 64 * 1024
 """What TLS may have to answer to a peer that does not read; more ends the connection."""
@@ -47,8 +51,8 @@ class Link(Protocol):
         """Send what goes without waiting, and take it out of `data`."""
         ...
 
-    async def send_all(self, data: bytearray) -> None:
-        """Send all, and take it out of `data`. A checkpoint."""
+    async def send_all(self, data: bytearray, on_wait: Callable[[], None] | None = None) -> None:
+        """Send all, and take it out of `data`; `on_wait` comes before each wait. A checkpoint."""
         ...
 
     def close(self) -> None:
@@ -97,10 +101,13 @@ class StreamLink:
     def send_now(self, data: bytearray) -> None:
         pass
 
-    async def send_all(self, data: bytearray) -> None:
-        sending = bytes(data)
-        await self._stream.send_all(sending)
-        del data[: len(sending)]
+    async def send_all(self, data: bytearray, on_wait: Callable[[], None] | None = None) -> None:
+        while data:
+            if on_wait is not None:
+                on_wait()
+            sending = bytes(data[:SEND_BYTES])
+            await self._stream.send_all(sending)
+            del data[: len(sending)]
 
     def close(self) -> None:
         if not self._closed:
@@ -253,8 +260,15 @@ class Connection:
             else:
                 self._read_tls(tls, perf_counter_ns())
 
-    async def request(self, content: bytes, reader: ResponseReader) -> Exchange:
+    async def request(
+        self, content: bytes, reader: ResponseReader, on_wait: Callable[[Wait], None]
+    ) -> Exchange:
         """Send a request and wait for the head of its response. A checkpoint.
+
+        Args:
+            content: The request.
+            reader: For the response.
+            on_wait: See `Request`.
 
         Raises:
             APIConnectionError: The connection broke before a head came.
@@ -272,21 +286,31 @@ class Connection:
         with suppress(OSError):
             self.link.send_now(self._outgoing)
         if not self._outgoing:
-            await exchange.until_head()
+            await exchange.until_head(on_wait)
         else:
+            sent = trio.Event()
             async with Background("request") as nursery:
-                nursery.start_soon(self._send_rest)
-                await exchange.until_head()
+                nursery.start_soon(self._send_rest, on_wait, sent)
+                await exchange.until_head(on_wait)
+                if exchange.status < 300 and not reader.complete:
+                    await sent.wait()  # It is not refused, and may be read while it is answered.
         return exchange
 
-    async def _send_rest(self) -> None:
+    @property
+    def unsent(self) -> bool:
+        """Whether the server has yet to take some of what is for it."""
+        return bool(self._outgoing)
+
+    async def _send_rest(self, on_wait: Callable[[Wait], None], sent: trio.Event) -> None:
         self._sending = True
         try:
-            await self.link.send_all(self._outgoing)
+            await self.link.send_all(self._outgoing, partial(on_wait, "write"))
+            on_wait("read")
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # Whoever waits for the response is told.
         finally:
             self._sending = False
+            sent.set()
 
     def resume(self, arrived_ns: int) -> bool:
         """Hand over what TLS holds already, of which the poller knows nothing; was there any?"""
@@ -422,14 +446,19 @@ class Exchange:
 
     # What is done with it
 
-    async def until_head(self) -> None:
+    async def until_head(self, on_wait: Callable[[Wait], None]) -> None:
         """Wait for the status and the headers. A checkpoint."""
         await trio.lowlevel.checkpoint_if_cancelled()
         while not self.reader.head_complete:
             self._connection.check()
+            on_wait("write" if self._connection.unsent else "read")
             await self._connection.link.wait()
         coding = self.reader.headers.get("content-encoding", "")
         self._decoder = content_decoder(coding, self._connection.origin)
+
+    def keep_coding(self) -> None:
+        """Give the body as it comes, its content coding still on. Call it before any is taken."""
+        self._decoder = None
 
     async def receive(self) -> bytes:
         """The next bytes of the body; see `Response.receive`."""

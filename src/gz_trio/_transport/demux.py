@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import select
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from time import perf_counter_ns
 from types import ModuleType
@@ -196,11 +197,16 @@ class DemuxedSocket:
             while data:
                 del data[: self._sock.send(data)]
 
-    async def send_all(self, data: bytearray) -> None:
-        """Send all of `data` and take it out; always a checkpoint. As `send_now` else."""
+    async def send_all(self, data: bytearray, on_wait: Callable[[], None] | None = None) -> None:
+        """Send all of `data` and take it out; always a checkpoint. As `send_now` else.
+
+        `on_wait` is called before each wait for the peer to take more.
+        """
         await trio.lowlevel.checkpoint()
         self.send_now(data)
         while data:
+            if on_wait is not None:
+                on_wait()
             await trio.lowlevel.wait_writable(self._sock)
             self.send_now(data)
 

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
+
+Wait: TypeAlias = Literal["pool", "connect", "write", "read"]
+"""What a request waits for: its turn to connect, a connection, to be taken, and to be answered.
+
+The names are those of httpx's timeouts.
+"""
+
+
+def _untold(_wait: Wait) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +30,8 @@ class Request:
         connect_timeout: Seconds until the connection stands, or `None`.
         repeatable: Whether it is sent again, once, where the server closes a kept connection just
             then: it may have read it.
+        on_wait: Called before each wait of the library's own transport, until the head of the
+            response has come; and so again whenever some bytes went or came.
     """
 
     method: str
@@ -29,6 +41,7 @@ class Request:
     content: bytes = field(default=b"", repr=False)
     connect_timeout: float | None = None
     repeatable: bool = False
+    on_wait: Callable[[Wait], None] = field(default=_untold, repr=False)
 
 
 class BodyConsumer(Protocol):

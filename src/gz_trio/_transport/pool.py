@@ -17,7 +17,7 @@ from .._protocol.errors import APIConnectionError
 from .connection import Connection, Exchange, Link, StreamLink
 from .demux import Demux, DemuxedSocket, SocketOwner, make_poller
 from .http1 import ResponseReader, encode_request
-from .interface import Request
+from .interface import Request, Wait
 from .origin import Origin, parse_url
 from .tls import TlsClient, default_ssl_context
 
@@ -70,28 +70,35 @@ class Pool:
         if kept is not None:
             reader = ResponseReader(method=request.method, origin=origin)
             try:
-                return await self._request(kept, content, reader)
+                return await self._request(kept, content, reader, request.on_wait)
             except APIConnectionError:
                 if reader.begun or not request.repeatable:
                     raise
-        connection = await self._connect(origin, request.connect_timeout)
-        return await self._request(
-            connection, content, ResponseReader(method=request.method, origin=origin)
-        )
+        connection = await self._connect(origin, request.connect_timeout, request.on_wait)
+        reader = ResponseReader(method=request.method, origin=origin)
+        return await self._request(connection, content, reader, request.on_wait)
 
     async def _request(
-        self, connection: Connection, content: bytes, reader: ResponseReader
+        self,
+        connection: Connection,
+        content: bytes,
+        reader: ResponseReader,
+        on_wait: Callable[[Wait], None],
     ) -> Exchange:
         try:
-            return await connection.request(content, reader)
+            return await connection.request(content, reader, on_wait)
         except BaseException:
             self._close(connection)
             raise
 
     # Connections
 
-    async def _connect(self, origin: Origin, timeout: float | None) -> Connection:
+    async def _connect(
+        self, origin: Origin, timeout: float | None, on_wait: Callable[[Wait], None]
+    ) -> Connection:
+        on_wait("pool")
         async with self._connects:
+            on_wait("connect")
             with trio.move_on_after(inf if timeout is None else timeout):
                 try:
                     return await self._open_connection(origin)
