@@ -47,6 +47,10 @@ class Link(Protocol):
         """Let `wait` return."""
         ...
 
+    def has_unread(self) -> bool:
+        """Whether something came, or the end, and was not handed over yet; as far as it knows."""
+        ...
+
     def send_now(self, data: bytearray) -> None:
         """Send what goes without waiting, and take it out of `data`."""
         ...
@@ -97,6 +101,9 @@ class StreamLink:
 
     def wake(self) -> None:
         pass
+
+    def has_unread(self) -> bool:
+        return False
 
     def send_now(self, data: bytearray) -> None:
         pass

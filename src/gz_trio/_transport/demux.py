@@ -184,6 +184,16 @@ class DemuxedSocket:
             task, self._waiting = self._waiting, None
             trio.lowlevel.reschedule(task)
 
+    def has_unread(self) -> bool:
+        """Whether something came, or the end, and was not handed over yet."""
+        try:
+            self._sock.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            pass
+        return True
+
     def send_now(self, data: bytearray) -> None:
         """Send what goes without waiting, and take it out of `data`.
 

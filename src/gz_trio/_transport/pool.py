@@ -66,7 +66,7 @@ class Pool:
         content = encode_request(
             request.method, target, host, request.headers, request.content, absent=request.absent
         )
-        kept = self._take_idle(origin)
+        kept = self._take_idle(origin, surely=not request.repeatable)
         if kept is not None:
             reader = ResponseReader(method=request.method, origin=origin)
             try:
@@ -75,6 +75,7 @@ class Pool:
                 if reader.begun or not request.repeatable:
                     raise
         connection = await self._connect(origin, request.connect_timeout, request.on_wait)
+        request.on_wait("write")  # From here on the server may have got it.
         reader = ResponseReader(method=request.method, origin=origin)
         return await self._request(connection, content, reader, request.on_wait)
 
@@ -139,16 +140,24 @@ class Pool:
         bare.setblocking(False)  # It is already, but `socket.setdefaulttimeout` may say otherwise.
         return DemuxedSocket(self._demux, bare, owner)
 
-    def _take_idle(self, origin: Origin) -> Connection | None:
-        """The connection that was used last: the server has had the least time to close it."""
+    def _take_idle(self, origin: Origin, *, surely: bool) -> Connection | None:
+        """The connection that was used last: the server has had the least time to close it.
+
+        Args:
+            origin: Where it leads.
+            surely: Not one that the server has closed, even if the task that would have noticed
+                has not run since: the program may have been busy.
+        """
         kept = self._idle.get(origin, {})
         self._close_old(kept)
-        if not kept:
-            self._idle.pop(origin, None)
-            return None
-        connection, _ = kept.popitem()
-        connection.on_idle_end = None
-        return connection
+        while kept:
+            connection, _ = kept.popitem()
+            connection.on_idle_end = None
+            if not (surely and connection.link.has_unread()):
+                return connection
+            self._close(connection)
+        self._idle.pop(origin, None)
+        return None
 
     def _release(self, connection: Connection) -> None:
         """An exchange on `connection` was left: keep it, or close it."""
