@@ -10,3 +10,9 @@ def connect(request: pytest.FixtureRequest) -> Connect:
     """Opens a connection, once in memory, once over TCP."""
     connect: Connect = request.param
     return connect
+
+
+@pytest.fixture
+def transport() -> str:
+    """The fake gateway's own streams in memory: they are what is tested here."""
+    return "httpx"

@@ -10,7 +10,14 @@ from collections import deque
 from collections.abc import Callable
 
 import trio
-from trio.lowlevel import Abort, RaiseCancelT, Task, checkpoint, checkpoint_if_cancelled
+from trio.lowlevel import (
+    Abort,
+    RaiseCancelT,
+    Task,
+    checkpoint,
+    checkpoint_if_cancelled,
+    enable_ki_protection,
+)
 
 from .._protocol.events import ReplyEvent
 
@@ -22,8 +29,8 @@ CHECKPOINT_EVERY = 64
 Sink = Callable[[ReplyEvent, int], None]
 
 
-class SinkRaised(Exception):
-    """The sink raised; its reply ends with that exception."""
+class SinkRaised(BaseException):
+    """The sink raised; its reply ends with that exception, of whichever kind."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -34,6 +41,7 @@ class EventBuffer:
 
     __slots__ = (
         "_bytes", "_events", "_parked", "_reading", "_reads", "_room", "_sink", "ended", "error",
+        "raised",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -46,6 +54,8 @@ class EventBuffer:
         self._sink: Sink | None = None
         self.ended = False
         self.error: BaseException | None = None
+        self.raised: BaseException | None = None
+        """What a sink raised: nothing is given to anybody after that."""
 
     @property
     def empty(self) -> bool:
@@ -70,13 +80,14 @@ class EventBuffer:
         Raises:
             SinkRaised: The sink did, now or before.
         """
-        if self.ended and self.error is not None:
-            raise SinkRaised(self.error)
+        if self.raised is not None:
+            raise SinkRaised(self.raised)
         if self._sink is not None:
             try:
                 self._sink(event, arrived_ns)
-            except BaseException as error:  # noqa: ASYNC103 - it comes out where the sink was given
-                raise SinkRaised(error) from None
+            except BaseException as error:
+                self.raised = error
+                raise SinkRaised(error) from None  # noqa: ASYNC104 - it comes out of `drain`
             return
         self._events.append((event, arrived_ns, size))
         self._bytes += size
@@ -101,6 +112,8 @@ class EventBuffer:
             return False
         self.ended = True
         self.error = error
+        if self._room is not None:
+            self._room.set()
         self._wake()
         return True
 
@@ -111,6 +124,7 @@ class EventBuffer:
 
     # Reading
 
+    @enable_ki_protection
     async def get(self) -> ReplyEvent | None:
         """The next event, `None` after the last, whatever the end was. Always a checkpoint.
 
@@ -140,10 +154,11 @@ class EventBuffer:
             self._room.set()
         return event, arrived_ns
 
-    async def drain(self, sink: Sink) -> None:
+    @enable_ki_protection
+    async def drain(self, sink: Sink) -> None:  # noqa: ASYNC910 - the first thing it does
         """Give `sink` all that is there, and all that comes until the end. A checkpoint.
 
-        Where it raises, that is the end.
+        What `sink` raises comes out, here or of an earlier one, and what there is left is dropped.
 
         Raises:
             trio.BusyResourceError: Another task is reading.
@@ -157,15 +172,23 @@ class EventBuffer:
                 while self._events:
                     sink(*self._take())
             except BaseException as error:
-                self.end(error)
+                self.raised = self.error = error
+                self._events.clear()
+                self._bytes = 0
                 raise
             if not self.ended:
                 self._sink = sink
                 await self._park()
+        except trio.Cancelled:  # noqa: ASYNC103 - the sink had raised before
+            if self.raised is None:
+                raise
         finally:
             self._sink = None
             self._reading = False
+        if self.raised is not None:
+            raise self.raised
 
+    @enable_ki_protection
     async def _park(self) -> None:
         """Wait for an event or the end: one reschedule, no event object a token."""
 

@@ -140,7 +140,11 @@ class Reply:
         >>> trio.run(main)
         True True True
         """
-        await self._buffer.drain(_NotingSink(self, sink, on_event))
+        try:
+            await self._buffer.drain(_NotingSink(self, sink, on_event))
+        finally:
+            if self._buffer.raised is not None:
+                self._taking.end(self._buffer.raised)
         if self._buffer.error is not None:
             raise self._reader_error(self._buffer.error)
 
@@ -168,7 +172,7 @@ class Reply:
                 pass
 
     def _reader_error(self, error: BaseException) -> BaseException:
-        if not isinstance(error, GatewayError):
+        if not isinstance(error, GatewayError) or error is self._buffer.raised:
             return error
         copy = error.another()
         copy.partial = self.text
