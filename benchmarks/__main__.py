@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import argparse
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import plot, recovery, report, stats
+from . import layers, plot, recovery, report, stats
 from .certificates import make_certificates
 from .measure import Bench, Pace, Window
 from .peers import PEERS
-from .rows import QUICK, ROWS, Row
+from .rows import OURS, QUICK, ROWS, Row
 from .run import OTHERS_ROUNDS, Judged, Result, judge, run
 
 RESULTS = Path(__file__).parent / "results"
@@ -92,18 +93,28 @@ def measure_rows(
             QUICK_WARM_UP_SECONDS if quick else WARM_UP_SECONDS,
         )
         done = run(bench, rows, rounds, seed, progress)
+        shares = {} if quick or not write else _shares(bench)
     judged = [judge(row, bound, done) for row in rows for bound in row.bounds]
-    tables = report.to_markdown(rows, done, judged)
+    tables = report.to_markdown(rows, done, judged, shares)
     print(tables)
     if write:
         RESULTS.mkdir(exist_ok=True)
-        document = report.to_json(rows, done, judged, seed=seed, seconds=SLOPE_SECONDS)
+        document = report.to_json(rows, done, judged, shares=shares, seed=seed)
         stem = "streams-quick" if quick else "streams"
         RESULTS.joinpath(f"{stem}.json").write_text(document, encoding="utf-8")
         if not quick:
             RESULTS.joinpath(f"{stem}.md").write_text(tables, encoding="utf-8")
             plot.draw(done, RESULTS / f"{stem}.svg")
     return not any(_missed(one, quick=quick) for one in judged)
+
+
+def _shares(bench: Bench) -> dict[str, dict[str, float]]:
+    """Of each of ours, what each layer takes."""
+    try:
+        return {peer: layers.measure(bench, peer) for peer in OURS}
+    except subprocess.CalledProcessError:
+        print("no shares of layers: py-spy may not look into processes here", file=sys.stderr)
+        return {}
 
 
 def _missed(judged: Judged, *, quick: bool) -> bool:

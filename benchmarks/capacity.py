@@ -14,6 +14,8 @@ from typing import Literal
 
 import msgspec
 
+from .measure import Window
+
 DELIVERY_P99_US = 5_000.0
 LEAST, MOST = 100, 6_000
 STEP = 1.03
@@ -29,30 +31,30 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         streams: The most that were held; 0: not even the fewest that were tried.
-        cpu: Microseconds a token there.
+        window: What was seen there.
         limit: What the next load failed by.
         probes: All that were tried, in that order: streams and outcome.
     """
 
     streams: int
-    cpu: float
+    window: Window | None
     limit: Outcome
     probes: list[tuple[int, Outcome]]
 
 
-def find(probe: Callable[[int], tuple[Outcome, float]], near: int | None = None) -> Held:
+def find(probe: Callable[[int], tuple[Outcome, Window | None]], near: int | None = None) -> Held:
     """Search the grid.
 
     Args:
-        probe: Tries a number of streams: what came of it, and the CPU a token.
+        probe: Tries a number of streams: what came of it, and what was seen.
         near: Where to begin, from an earlier search.
     """
     outcomes: dict[int, Outcome] = {-1: "held", len(GRID): "server"}
-    cpu: dict[int, float] = {-1: 0.0}
+    windows: dict[int, Window | None] = {-1: None}
 
     def held(place: int) -> bool:
         if place not in outcomes:
-            outcomes[place], cpu[place] = probe(GRID[place])
+            outcomes[place], windows[place] = probe(GRID[place])
         return outcomes[place] == "held"
 
     low, high = -1, len(GRID)  # `low` is held, `high` is not.
@@ -77,7 +79,7 @@ def find(probe: Callable[[int], tuple[Outcome, float]], near: int | None = None)
             high = middle
     return Held(
         streams=GRID[low] if low >= 0 else 0,
-        cpu=cpu[low],
+        window=windows[low],
         limit=outcomes[high],
         probes=[(GRID[place], outcomes[place]) for place in outcomes if 0 <= place < len(GRID)],
     )
@@ -99,6 +101,6 @@ class Ratio:
 
 def compare(ours: Held, peer: Held) -> Ratio:
     """Streams held over the peer's; where the server limited both, CPU a token decides."""
-    if ours.limit == peer.limit == "server":
-        return Ratio(peer.cpu / ours.cpu, at_least=False)
+    if ours.limit == peer.limit == "server" and ours.window and peer.window:
+        return Ratio(peer.window.cpu / ours.window.cpu, at_least=False)
     return Ratio(max(ours.streams, 1) / max(peer.streams, 1), at_least=ours.limit == "server")

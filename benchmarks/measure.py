@@ -135,6 +135,15 @@ class Bench:
                 raise Failed(f"{after.server.streams} of {pace.streams} streams were open")
             return _window(before, after, after.client.tokens - before.client.tokens)
 
+    def while_steady(self, peer: str, pace: Pace, do: Callable[[Pair], None]) -> None:
+        """Do something with every stream open."""
+        load = _load(peer, "streams", pace.streams)
+        with start(pace.plan(0, self._certificates), load, self._certificates.authority) as pair:
+            pair.mark("go")
+            _wait_for_tokens(pair, pace.streams)
+            time.sleep(self._warm_up)
+            do(pair)
+
     def opening(self, peer: str, streams: int, *, tls: bool) -> Window:
         """CPU a stream: connect, shake hands, ask, and get the first token."""
         certificate = self._certificates.server if tls else None

@@ -36,7 +36,8 @@ class Process:
             cwd=ROOT,
             env={**os.environ, **files},
         )
-        pin(self._process.pid, core)
+        self.pid = self._process.pid
+        pin(self.pid, core)
 
     def read(self) -> str:
         """The next line that it prints."""
@@ -86,6 +87,11 @@ class Pair:
         """What both did so far; `word` is told to the client."""
         counts = self._server.ask("mark", Counts)
         return Moment(self._client.ask(word, Mark), counts, _busy_seconds(CLIENT_CORE))
+
+    @property
+    def client_pid(self) -> int:
+        """For a profiler."""
+        return self._client.pid
 
     def rotate(self, key: str) -> None:
         """Have the server's streams end, and no key accepted but this one."""

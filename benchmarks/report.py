@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 
 import msgspec
 
+from .layers import ORDER
 from .peers import PEERS
 from .rows import Bound, Case, Row
-from .run import Judged, Result, Rounds, client_of, figure_of, server_of
+from .run import Judged, Result, Rounds, client_of, figure_of, server_of, window_of
 
 
 def machine() -> dict[str, str]:
@@ -40,13 +41,17 @@ def _processor() -> str:
 
 
 def to_json(
-    rows: Sequence[Row], rounds: Rounds, judged: Sequence[Judged], *, seed: int, seconds: float
+    rows: Sequence[Row],
+    rounds: Rounds,
+    judged: Sequence[Judged],
+    *,
+    shares: Mapping[str, Mapping[str, float]],
+    seed: int,
 ) -> str:
     """Everything, for whoever wants to check it."""
     document: dict[str, object] = {
         "machine": machine(),
         "seed": seed,
-        "slope_seconds": seconds,
         "bounds": [
             {
                 "row": one.row,
@@ -60,6 +65,7 @@ def to_json(
             }
             for one in judged
         ],
+        "layers": shares,
         "rows": {row.name: row.title for row in rows},
         "results": [result for results in rounds.results.values() for result in results],
     }
@@ -70,8 +76,13 @@ def to_json(
     return f"{json.dumps(plain, indent=1)}\n"
 
 
-def to_markdown(rows: Sequence[Row], rounds: Rounds, judged: Sequence[Judged]) -> str:
-    """The tables."""
+def to_markdown(
+    rows: Sequence[Row],
+    rounds: Rounds,
+    judged: Sequence[Judged],
+    shares: Mapping[str, Mapping[str, float]],
+) -> str:
+    """The tables; `shares` are those of the layers, by peer."""
     parts: list[str] = []
     for row in rows:
         bounds = [one for one in judged if one.row == row.name]
@@ -79,6 +90,14 @@ def to_markdown(rows: Sequence[Row], rounds: Rounds, judged: Sequence[Judged]) -
         if bounds:
             parts += ["", *_verdicts(bounds)]
         parts.append("")
+    if shares:
+        parts += ["### Where gz_trio's CPU goes: 1,600 streams, every 40 ms", ""]
+        lines = [
+            [layer, *(_share(found.get(layer, 0.0)) for found in shares.values())]
+            for layer in ORDER
+            if any(layer in found for found in shares.values())
+        ]
+        parts += [*_table(["", *(PEERS[peer].label for peer in shares)], lines), ""]
     about = machine()
     parts += [
         f"Measured on {about['processor']}, {about['cores']} cores, {about['system']}, "
@@ -88,45 +107,38 @@ def to_markdown(rows: Sequence[Row], rounds: Rounds, judged: Sequence[Judged]) -
             for name in ("trio", "uvloop", "aiohttp", "httpx", "httpx2", "openai", "httptools")
         )
         + ".",
+        f"Of the client's core, others had {_share(_busiest(rounds))} at most.",
         "",
     ]
     return "\n".join(parts)
 
 
+def _busiest(rounds: Rounds) -> float:
+    """What others had of the client's core, where they had most."""
+    shares = (_others(one) for results in rounds.results.values() for one in results)
+    return max((share for share in shares if share is not None), default=0.0)
+
+
 def _figures(row: Row, rounds: Rounds) -> list[str]:
-    """A line for each case, with who was busy beside it."""
+    """A line for each case, with who was busy beside it; columns that nobody has are left out."""
     cases = [case for case in (*row.cases, *row.others) if not case.pace.in_step]
-    in_step = any(case.pace.in_step for case in row.others)
-    heads = ["", row.unit, *(["all in step"] if in_step else []), "client", "server"]
-    delays = any(case.kind == "steady" and case.pace.interval for case in cases)
-    heads += ["delivery p50, p99"] if delays else []
-    heads += ["server late p99"] if delays else []
-    heads += ["arrival p99"] if delays else []
-    reads = any(rounds.median(case, _tokens_per_read) is not None for case in cases)
-    heads += ["tokens a read"] if reads else []
     several_paces = len({case.pace for case in cases}) > 1
-    lines: list[list[str]] = []
+    columns: dict[str, list[str]] = {"": [], row.unit: []}
     for case in cases:
         label = PEERS[case.peer].label
         if several_paces:
             label += f" ({case.pace.streams:,} streams)"
-        failed = next((one.failed for one in rounds.of(case) if one.failed is not None), None)
-        line = [label, _number(rounds.median(case, lambda one: figure_of(one, row.figure)))]
-        if failed is not None:
-            line[1] = "failed"
-        if in_step:
-            stepped = replace(case, pace=replace(case.pace, in_step=True))
-            line.append(_number(rounds.median(stepped, lambda one: figure_of(one, row.figure))))
-        line += [_share(rounds.median(case, get)) for get in (client_of, server_of)]
-        if delays:
-            quantiles = [rounds.median(case, get) for get in (_delivery_p50, _delivery_p99)]
-            line.append(", ".join(map(_milliseconds, quantiles)))
-            line.append(_milliseconds(rounds.median(case, _lateness_p99)))
-            line.append(_milliseconds(rounds.median(case, _arrival_p99)))
-        if reads:
-            line.append(_number(rounds.median(case, _tokens_per_read)))
-        lines.append(line)
-    return _table(heads, lines)
+        columns[""].append(label)
+        failed = any(one.failed is not None for one in rounds.of(case))
+        figure = rounds.median(case, lambda one: figure_of(one, row.figure))
+        columns[row.unit].append("failed" if failed else _number(figure))
+        stepped = replace(case, pace=replace(case.pace, in_step=True))
+        figure = rounds.median(stepped, lambda one: figure_of(one, row.figure))
+        columns.setdefault("all in step", []).append(_number(figure))
+        for name, get, show in COLUMNS:
+            columns.setdefault(name, []).append(show(rounds.median(case, get)))
+    kept = {head: cells for head, cells in columns.items() if any(cells)}
+    return _table(list(kept), list(zip(*kept.values(), strict=True)))
 
 
 def _verdicts(judged: Iterable[Judged]) -> list[str]:
@@ -184,24 +196,42 @@ def _milliseconds(microseconds: float | None) -> str:
 
 
 def _tokens_per_read(result: Result) -> float | None:
-    return None if result.window is None else result.window.tokens_per_read
+    window = window_of(result)
+    return None if window is None else window.tokens_per_read
+
+
+def _others(result: Result) -> float | None:
+    window = window_of(result)
+    return None if window is None else window.others
 
 
 def _delivery_p50(result: Result) -> float | None:
-    window = result.window
+    window = window_of(result)
     return None if window is None or window.delivery is None else window.delivery.p50
 
 
 def _delivery_p99(result: Result) -> float | None:
-    window = result.window
+    window = window_of(result)
     return None if window is None or window.delivery is None else window.delivery.p99
 
 
+def _arrival_p99(result: Result) -> float | None:
+    window = window_of(result)
+    return None if window is None or window.arrival is None else window.arrival.p99
+
+
 def _lateness_p99(result: Result) -> float | None:
-    window = result.window
+    window = window_of(result)
     return None if window is None or window.lateness is None else window.lateness.p99
 
 
-def _arrival_p99(result: Result) -> float | None:
-    window = result.window
-    return None if window is None or window.arrival is None else window.arrival.p99
+COLUMNS: tuple[tuple[str, Callable[[Result], float | None], Callable[[float | None], str]], ...] = (
+    ("client", client_of, _share),
+    ("server", server_of, _share),
+    ("delivery p50", _delivery_p50, _milliseconds),
+    ("p99", _delivery_p99, _milliseconds),
+    ("arrival p99", _arrival_p99, _milliseconds),
+    ("server late p99", _lateness_p99, _milliseconds),
+    ("tokens a read", _tokens_per_read, _number),
+)
+"""Beside the figure that a row is about: a head, which median over the rounds, how it is shown."""

@@ -131,15 +131,15 @@ def measure(bench: Bench, case: Case, number: int, done: Rounds) -> Result:
 
 
 def _hold(bench: Bench, case: Case, number: int, done: Rounds) -> Held:
-    def probe(streams: int) -> tuple[capacity.Outcome, float]:
+    def probe(streams: int) -> tuple[capacity.Outcome, Window | None]:
         pace = Pace(streams=streams)
         try:
             window = bench.steady(case.peer, pace, number, seconds=PROBE_SECONDS)
         except Failed:
-            return "late", 0.0
+            return "late", None
         if window.delivery is None or window.delivery.p99 > capacity.DELIVERY_P99_US:
-            return "late", window.cpu
-        return ("server" if window.server > SERVER_BUSY else "held"), window.cpu
+            return "late", window
+        return ("server" if window.server > SERVER_BUSY else "held"), window
 
     before = [result.held.streams for result in done.of(case) if result.held is not None]
     return capacity.find(probe, before[-1] if before and before[-1] else None)
@@ -163,14 +163,21 @@ def figure_of(result: Result, figure: Figure) -> float | None:
             return None if window.delivery is None else window.delivery.p99 / 1e3
 
 
+def window_of(result: Result) -> Window | None:
+    """What was seen, if anything: with the most streams that were held, where that was sought."""
+    return result.window if result.held is None else result.held.window
+
+
 def client_of(result: Result) -> float | None:
     """How busy the client was."""
-    return None if result.window is None else result.window.client
+    window = window_of(result)
+    return None if window is None else window.client
 
 
 def server_of(result: Result) -> float | None:
     """How busy the server was."""
-    return None if result.window is None else result.window.server
+    window = window_of(result)
+    return None if window is None else window.server
 
 
 def judge(row: Row, bound: Bound, rounds: Rounds) -> Judged:

@@ -5,6 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.capacity import GRID, Held, Outcome, Ratio, compare, find
+from benchmarks.measure import Window
+
+
+def window(cpu: float) -> Window:
+    return Window(seconds=3.0, tokens=1000, cpu=cpu, client=0.9, server=0.5, others=0.0)
 
 
 class Core:
@@ -15,11 +20,11 @@ class Core:
         self.serves = serves
         self.probes = 0
 
-    def __call__(self, streams: int) -> tuple[Outcome, float]:
+    def __call__(self, streams: int) -> tuple[Outcome, Window | None]:
         self.probes += 1
         if streams > self.holds:
-            return "late", 1.0
-        return ("server" if streams > self.serves else "held"), 10.0
+            return "late", None
+        return ("server" if streams > self.serves else "held"), window(10.0)
 
 
 @given(st.integers(0, 10_000), st.none() | st.integers(1, 10_000))
@@ -52,7 +57,7 @@ def test_where_nothing_is_held_none_are() -> None:
 
 
 def held(streams: int, limit: Outcome, cpu: float = 10.0) -> Held:
-    return Held(streams=streams, cpu=cpu, limit=limit, probes=[])
+    return Held(streams=streams, window=window(cpu), limit=limit, probes=[])
 
 
 @pytest.mark.parametrize(
