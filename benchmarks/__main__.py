@@ -19,7 +19,7 @@ from .certificates import make_certificates
 from .measure import Bench, Pace, Window
 from .peers import PEERS
 from .rows import OURS, QUICK, ROWS, Row
-from .run import OTHERS_ROUNDS, Judged, Result, judge, run
+from .run import OTHERS_ROUNDS, Judged, Result, Rounds, judge, run
 
 RESULTS = Path(__file__).parent / "results"
 SLOPE_SECONDS = 5.0
@@ -92,20 +92,25 @@ def measure_rows(
             0 if quick else SLOPE_TOKENS,
             QUICK_WARM_UP_SECONDS if quick else WARM_UP_SECONDS,
         )
-        done = run(bench, rows, rounds, seed, progress)
-        shares = {} if quick or not write else _shares(bench)
-    judged = [judge(row, bound, done) for row in rows for bound in row.bounds]
-    tables = report.to_markdown(rows, done, judged, shares)
+        shares = _shares(bench) if write and not quick else {}
+        judged: list[Judged] = []
+        tables = ""
+        for done in run(bench, rows, rounds, seed, progress):
+            judged = [judge(row, bound, done) for row in rows for bound in row.bounds]
+            tables = report.to_markdown(rows, done, judged, shares)
+            if write:  # After each round: a long run that is broken off has not been for nothing.
+                document = report.to_json(rows, done, judged, shares=shares, seed=seed)
+                _write("streams-quick" if quick else "streams", document, tables, done)
     print(tables)
-    if write:
-        RESULTS.mkdir(exist_ok=True)
-        document = report.to_json(rows, done, judged, shares=shares, seed=seed)
-        stem = "streams-quick" if quick else "streams"
-        RESULTS.joinpath(f"{stem}.json").write_text(document, encoding="utf-8")
-        if not quick:
-            RESULTS.joinpath(f"{stem}.md").write_text(tables, encoding="utf-8")
-            plot.draw(done, RESULTS / f"{stem}.svg")
     return not any(_missed(one, quick=quick) for one in judged)
+
+
+def _write(stem: str, document: str, tables: str, done: Rounds) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    RESULTS.joinpath(f"{stem}.json").write_text(document, encoding="utf-8")
+    if not stem.endswith("quick"):
+        RESULTS.joinpath(f"{stem}.md").write_text(tables, encoding="utf-8")
+        plot.draw(done, RESULTS / f"{stem}.svg")
 
 
 def _shares(bench: Bench) -> dict[str, dict[str, float]]:

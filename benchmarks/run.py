@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -84,8 +84,8 @@ def run(
     rounds: int,
     seed: int,
     progress: Callable[[Result], None],
-) -> Rounds:
-    """Measure each case once a round, in an order of the round's own."""
+) -> Iterator[Rounds]:
+    """Measure each case once a round, in an order of the round's own; what is there after each."""
     bound = list(dict.fromkeys(case for row in rows for case in row.cases))
     others = list(dict.fromkeys(case for row in rows for case in row.others if case not in bound))
     pick = random.Random(seed)
@@ -99,7 +99,7 @@ def run(
             result = measure(bench, case, number, done)
             done.add(case, result)
             progress(result)
-    return done
+        yield done
 
 
 def _group(case: Case) -> tuple[object, ...]:

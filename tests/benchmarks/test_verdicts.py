@@ -106,7 +106,7 @@ def test_each_case_is_measured_once_a_round_in_orders_of_their_own() -> None:
     cases = [Case("steady", f"peer-{number}") for number in range(6)]
     bounds = [Bound(case, cases[0], 1.0) for case in cases[1:]]
     row = row_of(*bounds, *bounds)
-    done = run(bench, [row, row], 4, 0, lambda _: None)
+    *_, done = run(bench, [row, row], 4, 0, lambda _: None)
     orders = [[peer for peer, _, seed in bench.asked if seed == number] for number in range(4)]
     assert all(sorted(order) == sorted(case.peer for case in cases) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
@@ -119,7 +119,8 @@ def test_what_is_compared_is_measured_close_together() -> None:
     bounds = [
         Bound(Case("steady", "ours", pace), Case("steady", "theirs", pace), 1.0) for pace in paces
     ]
-    run(bench, [row_of(*bounds)], 5, 0, lambda _: None)
+    for _ in run(bench, [row_of(*bounds)], 5, 0, lambda _: None):
+        pass
     for at in range(0, len(bench.asked), 2):
         (_, one, _), (_, other, _) = bench.asked[at : at + 2]
         assert one == other
@@ -128,7 +129,7 @@ def test_what_is_compared_is_measured_close_together() -> None:
 def test_a_case_without_a_bound_is_measured_in_three_rounds() -> None:
     bench: Any = FakeBench()
     row = Row("a row", "A row", "µs", (Bound(OURS, PEER, 1.0),), (Case("steady", "openai"),))
-    done = run(bench, [row], 5, 0, lambda _: None)
+    *_, done = run(bench, [row], 5, 0, lambda _: None)
     assert [result.failed for result in done.of(row.others[0])] == ["it cannot open them"] * 3
     assert len(done.of(OURS)) == 5
 
