@@ -29,7 +29,7 @@ def draw(rounds: Rounds, path: Path) -> None:
     cpu, held = figure.subplots(1, 2)
     _bars(
         cpu,
-        "CPU per token, µs: less is better\n200 streams, a token every 40 ms each",
+        "CPU per token, µs: less is better\n200 streams, a token every 40 ms",
         {
             peer: rounds.median(Case("steady", peer, AT_200), lambda one: figure_of(one, "cpu"))
             for peer in PEERS
@@ -39,7 +39,7 @@ def draw(rounds: Rounds, path: Path) -> None:
     )
     _bars(
         held,
-        "Streams a core holds: more is better\na token every 40 ms each, 99 % in 5 ms",
+        "Streams a core holds: more is better\na token every 40 ms, 99 % in 5 ms",
         {
             peer: rounds.median(Case("capacity", peer), lambda one: figure_of(one, "capacity"))
             for peer in PEERS
