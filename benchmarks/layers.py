@@ -10,6 +10,7 @@ from __future__ import annotations
 import linecache
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,7 @@ from .measure import Bench
 from .processes import Pair
 from .rows import AT_1600
 
+PY_SPY = Path(sys.executable).with_name("py-spy")
 SECONDS = 20
 SAMPLES_A_SECOND = 500
 OBEYING = "_obey ("
@@ -81,7 +83,7 @@ def measure(bench: Bench, peer: str) -> dict[str, float]:
         def sample(pair: Pair) -> None:
             subprocess.run(
                 [
-                    *("py-spy", "record", "--full-filenames"),
+                    *(PY_SPY, "record", "--full-filenames"),
                     *("--format", "raw", "--output", samples),
                     *("--duration", str(SECONDS), "--rate", str(SAMPLES_A_SECOND)),
                     *("--pid", str(pair.client_pid)),
