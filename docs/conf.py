@@ -40,6 +40,8 @@ nitpick_ignore_regex = [(r"py:.*", r"(?!gz_trio).*")]
 nitpick_ignore = [
     ("py:class", "gz_trio._chat.reply.ReplyEvents"),
     ("py:class", "gz_trio._protocol.errors.RetryHints"),
+    ("py:class", "gz_trio._transport.httpx_transport.HttpxModule"),
+    ("py:class", "gz_trio._transport.httpx_transport._TransportT"),
     ("py:class", "gz_trio.testing._gateway._ClientT"),
     ("py:class", "gz_trio.testing._memory.HttpxModule"),
 ]

@@ -48,6 +48,7 @@ from ._protocol.history import (
 from ._protocol.keys import Key, Record
 from ._protocol.refresh import AuthState, AuthStatus
 from ._protocol.settings import ResumePolicy, RetryPolicy, Timeouts
+from ._transport.httpx_transport import httpx_transport
 
 __all__ = [
     "APIConnectionError",
@@ -100,6 +101,7 @@ __all__ = [
     "Timing",
     "ToolCallDelta",
     "Usage",
+    "httpx_transport",
     "open_authenticator",
     "open_gateway",
     "open_session",

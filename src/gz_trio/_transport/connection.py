@@ -108,7 +108,9 @@ class StreamLink:
     def send_now(self, data: bytearray) -> None:
         pass
 
-    async def send_all(self, data: bytearray, on_wait: Callable[[], None] | None = None) -> None:
+    async def send_all(  # noqa: ASYNC910 - there is something to send
+        self, data: bytearray, on_wait: Callable[[], None] | None = None
+    ) -> None:
         while data:
             if on_wait is not None:
                 on_wait()
@@ -308,7 +310,9 @@ class Connection:
         """Whether the server has yet to take some of what is for it."""
         return bool(self._outgoing)
 
-    async def _send_rest(self, on_wait: Callable[[Wait], None], sent: trio.Event) -> None:
+    async def _send_rest(  # noqa: ASYNC910 - one, unless it is broken already
+        self, on_wait: Callable[[Wait], None], sent: trio.Event
+    ) -> None:
         self._sending = True
         try:
             await self.link.send_all(self._outgoing, partial(on_wait, "write"))
