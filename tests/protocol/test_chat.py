@@ -729,3 +729,122 @@ def test_building_a_message_changes_no_delta() -> None:
         {"type": "reasoning.text", "text": "a", "signature": "s"}
     ]
     assert delta.reasoning_details == ({"type": "reasoning.text", "text": "a"},)
+
+
+# The shortcut
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        chunk(content="Hi"),
+        chunk(content="Hi", role="assistant", tool_calls=None, refusal=None),
+        {"choices": [{"delta": {"content": "Hi"}}]},
+        {"choices": [{"delta": {"content": "Hi"}}], "usage": None, "error": None},
+        {"choices": [{"delta": {"content": "Hi"}, "logprobs": {}}], "type": "x", "message": "y"},
+        '{"choices":[{"delta":{"content":"\\u0048i"}}]}',
+        ' {"choices": [{"delta": {"content": "Hi"}}]} ',
+    ],
+)
+def test_text_of_the_first_choice_takes_the_shortcut(frame: object) -> None:
+    data = event(frame).data
+    assert ChatDecoder().decode_text(data) == Delta(text="Hi", raw=data)
+    assert decode(frame) == [Delta(text="Hi", raw=data)]
+
+
+NO_SHORTCUT: dict[str, bytes | str | object] = {
+    "no text": chunk(content=""),
+    "null": chunk(content=None),
+    "content in parts": chunk(content=[{"type": "text", "text": "Hi"}]),
+    "a finish reason": chunk("stop", content="Hi"),
+    "an empty finish reason": chunk("", content="Hi"),
+    "reasoning": chunk(content="Hi", reasoning="Hm"),
+    "reasoning content": chunk(content="Hi", reasoning_content="Hm"),
+    "thinking": chunk(content="Hi", thinking="Hm"),
+    "analysis": chunk(content="Hi", analysis="Hm"),
+    "reasoning details": chunk(content="Hi", reasoning_details=[{"text": "Hm"}]),
+    "a refusal": chunk(content="Hi", refusal="No"),
+    "tool calls": chunk(content="Hi", tool_calls=[{"index": 0}]),
+    "no tool calls": chunk(content="Hi", tool_calls=[]),
+    "another choice": {"choices": [{"index": 1, "delta": {"content": "Hi"}}]},
+    "an index that is none": {"choices": [{"index": "0", "delta": {"content": "Hi"}}]},
+    "two choices": {"choices": [{"delta": {"content": "Hi"}}, {"delta": {"content": "Ho"}}]},
+    "no choices": {"choices": []},
+    "no delta": {"choices": [{"index": 0}]},
+    "usage": {**chunk(content="Hi"), "usage": {"total_tokens": 1}},
+    "empty usage": {**chunk(content="Hi"), "usage": {}},
+    "an error": {**chunk(content="Hi"), "error": {"type": "provider_error"}},
+    "an empty error": {**chunk(content="Hi"), "error": {}},
+    "another shape": {"output": [{"delta": {"content": "Hi"}}]},
+    "half a surrogate pair": chunk(content="Hi\ud83e"),
+    "broken UTF-8": b'{"choices":[{"delta":{"content":"caf\xc3"}}]}',
+    "a control character": b'{"choices":[{"delta":{"content":"\x01"}}]}',
+    "the end": "[DONE]",
+    "no data": "",
+    "no JSON": "{no",
+    "no object": "[]",
+}
+
+
+@pytest.mark.parametrize("frame", NO_SHORTCUT.values(), ids=[*NO_SHORTCUT])
+def test_nothing_else_takes_the_shortcut(frame: bytes | str | object) -> None:
+    assert ChatDecoder().decode_text(event(frame).data) is None
+
+
+def test_nor_does_text_where_half_a_character_waits() -> None:
+    decoder = ChatDecoder()
+    decoder.decode(event(chunk(content="\ud83e")))
+    assert decoder.decode_text(event(chunk(content="Hi")).data) is None
+    decoder.decode(event(chunk(content="\udd8a")))
+    assert decoder.decode_text(event(chunk(content="Hi")).data) is not None
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "Hi", "\ud83e"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["text", "type", "x"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+fields = st.tuples(
+    st.sampled_from(
+        [
+            *(("choice", name) for name in ("index", "finish_reason", "delta", "logprobs")),
+            *(("top", name) for name in ("usage", "error", "type", "message", "output", "object")),
+            *(("delta", name) for name in ("content", "refusal", "reasoning", "reasoning_content")),
+            *(("delta", name) for name in ("tool_calls", "reasoning_details", "role", "x")),
+        ]
+    ),
+    json_values,
+)
+
+
+@st.composite
+def chunks(draw: st.DrawFn) -> dict[str, object]:
+    """A chunk of text, of which a few fields have other values."""
+    parts: dict[str, dict[str, object]] = {
+        "top": {},
+        "choice": {"index": 0, "finish_reason": None},
+        "delta": {"content": draw(st.text(min_size=1, max_size=3) | st.just("\U0001f98a"))},
+    }
+    for (part, name), value in draw(st.lists(fields, max_size=2)):
+        parts[part][name] = value
+    choices = [{"delta": parts["delta"], **parts["choice"]}] * draw(st.sampled_from([1, 1, 1, 2]))
+    return {"choices": choices, **parts["top"]}
+
+
+@given(st.lists(chunks(), max_size=4), st.booleans())
+def test_the_shortcut_says_what_the_decoder_says(frames: list[object], ascii_only: bool) -> None:
+    decoder = ChatDecoder()
+    decoder.decode(event(chunk(content="The choice has begun.")))
+    for frame in frames:
+        data = json.dumps(frame, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+        short = decoder.decode_text(data)
+        before = (decoder.complete, {*decoder.choices})
+        items = decoder.decode(event(data))
+        if short is not None:
+            assert items == (short,)
+            assert before == (decoder.complete, {*decoder.choices})

@@ -216,3 +216,144 @@ def test_a_large_event_in_small_pieces_comes_whole() -> None:
     data = bytes(range(0x20, 0x7F)) * 3_000
     stream = b"data: " + data + b"\n\n"
     assert decode(*(stream[at : at + 3] for at in range(0, len(stream), 3))) == [message(data)]
+
+
+# The shortcut
+
+
+def in_short(*pieces: bytes) -> list[ServerSentEvent]:
+    """As `decode`, the short way where there is one."""
+    decoder = EventStreamDecoder()
+    events: list[ServerSentEvent] = []
+    for piece in pieces:
+        data = decoder.split(piece)
+        events += decoder.feed(piece) if data is None else map(message, data)
+    return events
+
+
+def without_retry(events: list[ServerSentEvent]) -> list[ServerSentEvent]:
+    """What the shortcut does not tell: nobody asks for it there."""
+    return [ServerSentEvent(event.event, event.data, event.id) for event in events]
+
+
+# Pieces that begin and end where events do, more often than chance would.
+blocks = st.sampled_from(
+    [
+        *(b"data: 1\n\n", b"data: 1\n\n", b"data: 1\n\n", b"data: 1\n\ndata: 2\n\n"),
+        *(
+            b"data:3\n\n",
+            b"data:  4\n\n",
+            b"data: \n\n",
+            b"data:\n\n",
+            b"data\n\n",
+            b"datas: 5\n\n",
+        ),
+        *(b"data: 6\ndata: 7\n\n", b"data: 8\n\n\n", b"\n", b"\n\n", b"\ndata: 9\n\n"),
+        *(b"data: 10\n", b"data: 11", b": ping\n\n", b": ping\n", b"x\n\n", b"retry: 1\n"),
+        *(b"event: e\n", b"event: e\n\n", b"event:\n", b"event: f\ndata: 12\n\n"),
+        *(b"id: 5\n", b"id: 6\n\n", b"id:\n", b"id:\n\n", b"id: 7\ndata: 13\n\n", b"id: \0\n\n"),
+        *(b"data: 14\r\n\r\n", b"data: 15\r\r", b"\r", b"data: 1\r6\n\n", b"\xef\xbb\xbf"),
+        *(
+            b"\xef\xbb\xbfdata: 17\n\n",
+            b"data: \xff\xe2\x80\xa8\x85\x0c\n\n",
+            b'data: {"a": "data: "}\n\n',
+        ),
+    ]
+)
+
+
+@given(st.lists(st.lists(blocks, min_size=1, max_size=3).map(b"".join) | streams, max_size=12))
+def test_the_shortcut_gives_the_events_of_the_specification(pieces: list[bytes]) -> None:
+    assert without_retry(in_short(*pieces)) == without_retry(reference(b"".join(pieces)))
+
+
+@given(st.lists(blocks, max_size=8))
+def test_the_shortcut_leaves_the_last_event_id_as_it_would_be(pieces: list[bytes]) -> None:
+    short, long = EventStreamDecoder(), EventStreamDecoder()
+    for piece in pieces:
+        if short.split(piece) is None:
+            short.feed(piece)
+        long.feed(piece)
+        assert short.last_event_id == long.last_event_id
+
+
+@pytest.mark.parametrize(
+    ("piece", "data"),
+    [
+        (b"data: 1\n\n", [b"1"]),
+        (b"data: 1\n\ndata: 2\n\n", [b"1", b"2"]),
+        (b"data: \n\n", [b""]),
+        (b"data:  1\n\n", [b" 1"]),
+        (b"data: \xff\xe2\x80\xa8\n\n", [b"\xff\xe2\x80\xa8"]),
+    ],
+)
+@pytest.mark.parametrize("before", [b"data: 0\n\n", b": ping\n\n", b": ping\n", b"event: a\n\n"])
+def test_whole_events_of_one_line_of_data_take_the_shortcut(
+    before: bytes, piece: bytes, data: list[bytes]
+) -> None:
+    decoder = EventStreamDecoder()
+    decoder.feed(before)
+    assert decoder.split(piece) == data
+    assert decoder.split(piece) == data  # and so it goes on
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"",
+        b"\n\n",
+        b": ping\n\n",
+        b"data: 1\n",
+        b"data: 1",
+        b"data:1\n\n",
+        b"data\n\n",
+        b"datas: 1\n\n",
+        b"event: a\ndata: 1\n\n",
+        b"data: 1\nid: 5\n\n",
+        b"data: 1\nretry: 5\n\n",
+        b"data: 1\ndata: 2\n\n",
+        b"data: 1\n\n\n",
+        b"\ndata: 1\n\n",
+        b"data: 1\n\n: ping\n\n",
+        b"data: 1\n\n: ping\ndata: 2\n\n",
+        b"data: 1\n\nid: 5\ndata: 2\n\n",
+        b"data: 1\n\ndata: 2\n",
+        b"data: 1\n\ndata: 2",
+        b"data: 1\r\n\r\n",
+        b"data: 1\r\r",
+        b"data: 1\r\n\n",
+        b"data: 1\r2\n\n",
+        b"\xef\xbb\xbfdata: 1\n\n",
+    ],
+)
+def test_nothing_else_takes_the_shortcut(piece: bytes) -> None:
+    decoder = EventStreamDecoder()
+    decoder.feed(b"data: 0\n\n")
+    assert decoder.split(piece) is None
+    # It has taken nothing, either.
+    assert decoder.feed(piece) == decode(b"data: 0\n\n", piece)[1:]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"",
+        b"\xef",
+        b"data: 0",
+        b"data: 0\n",
+        b"data: 0\r",
+        b"data: 0\r\r",
+        b"da",
+        b": pi",
+        b"event: a\n",
+        b"retry: 5",
+        b"id: 5\n",
+        b"id: 5\n\n",
+        b"id: 5\ndata: 0\n\n",
+        b"id: 5\n\nid:\n",
+    ],
+)
+def test_nor_does_anything_behind_what_bears_on_it(before: bytes) -> None:
+    decoder = EventStreamDecoder()
+    decoder.feed(before)
+    assert decoder.split(b"data: 1\n\n") is None

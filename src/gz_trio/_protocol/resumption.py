@@ -296,6 +296,8 @@ class Resumption:
 
     def passed(self, event: ServerSentEvent) -> None:
         """`event` was taken, and was more than an error."""
+        if event.id is not None:
+            self._open_text = None  # Where it leads to, each event has to be told.
         if self._suspected is not None:
             self._unconfirmed.append(event)
             return
@@ -316,7 +318,8 @@ class Resumption:
             parts = self._new_parts(delta)
             self._open_text = None
             # Only behind text that is new in this attempt: of its first, others are told.
-            if parts and delta.text and self._taken_up_after is None and not self._unconfirmed:
+            is_first_choices = bool(parts and delta.text and not delta.choice)
+            if is_first_choices and self._taken_up_after is None and not self._unconfirmed:
                 self._open_text = self._delivered.open_text
             return parts
         self._suspected.append(delta)

@@ -146,7 +146,12 @@ class EventStreamDecoder:
                 self._field(line)
         self._check_size(self._size + len(self._tail))
         self._at_event = not (
-            self._tail or self._skip_lf or self._data or self._event or self._id is not None
+            self._tail
+            or self._skip_lf
+            or self._data
+            or self._event
+            or self._id
+            or self._last_event_id
         )
         return events
 
