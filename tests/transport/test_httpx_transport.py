@@ -12,7 +12,7 @@ import sys
 import traceback
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, assert_type, cast
 
@@ -650,6 +650,23 @@ async def test_clients_in_many_tasks_may_share_it(module: Any) -> None:
             for _ in range(10):
                 nursery.start_soon(use)
         await use()
+
+
+async def test_a_client_may_have_several_transports(module: Any) -> None:
+    server = Server()
+    async with server.listen() as url:
+        for error in (None, ZeroDivisionError()):
+            with pytest.raises(ZeroDivisionError) if error else nullcontext():
+                async with open_client(
+                    module, mounts={"all://localhost": httpx_transport(module)}
+                ) as client:
+                    await client.get(url)
+                    await client.get(url.replace("127.0.0.1", "localhost"))
+                    assert server.open == 2
+                    if error:
+                        raise error
+            await wait_all_tasks_blocked()
+            assert server.open == 0
 
 
 async def test_a_client_s_aclose_closes_no_connection(module: Any) -> None:

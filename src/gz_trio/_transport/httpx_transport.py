@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import cache
 from math import inf
 from types import ModuleType, TracebackType
 from typing import Protocol, Self, TypeVar, cast, overload
+from weakref import WeakKeyDictionary
 
 import httpx
 import trio
@@ -128,7 +129,6 @@ class _Transport:
         self._body_class = _with_base(_Body, module.AsyncByteStream)
         self._ssl_context = ssl_context
         self._pool: Pool | None = None
-        self._opened: AbstractAsyncContextManager[Pool] | None = None
         self._opener: trio.lowlevel.Task | None = None
         self._entries = 0
 
@@ -137,31 +137,43 @@ class _Transport:
         """Not a checkpoint: opening a nursery never waits."""
         task = trio.lowlevel.current_task()
         if self._pool is None:
-            self._opened = open_pool(self._ssl_context)
-            self._pool = await self._opened.__aenter__()
+            opened = open_pool(self._ssl_context)
+            self._pool = await opened.__aenter__()
             self._opener = task
+            _opened_in.setdefault(task, []).append((self, opened))
         if task is self._opener:
             self._entries += 1
         return self  # noqa: ASYNC910
 
     @trio.lowlevel.enable_ki_protection
-    async def __aexit__(  # noqa: ASYNC910
+    async def __aexit__(
         self,
         kind: type[BaseException] | None = None,
         error: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None:
-        """A checkpoint, where it closes the connections.
+        """A checkpoint, where it closes connections.
 
         Only the task that opened the nursery can close it: for others it was there, and stays.
         """
-        if trio.lowlevel.current_task() is self._opener:
-            self._entries -= 1
-            if self._entries == 0 and self._opened is not None:
-                opened, self._opened = self._opened, None
-                self._pool = self._opener = None
-                # Its one task is stopped, and has nothing to wait for.
-                await opened.__aexit__(kind, error, traceback)  # noqa: ASYNC102
+        task = trio.lowlevel.current_task()
+        if task is not self._opener:
+            return  # noqa: ASYNC910
+        self._entries -= 1
+        if self._entries:
+            return  # noqa: ASYNC910
+        opened_here = _opened_in[task]
+        self._pool = self._opener = None
+        # Nurseries can only be left in the reverse order. A client with several transports leaves
+        # them in the order in which it entered them: then the last one takes the others along.
+        to_close: list[AbstractAsyncContextManager[Pool]] = []
+        while opened_here and not opened_here[-1][0]._entries:
+            to_close.append(opened_here.pop()[1])
+        closing = AsyncExitStack()
+        for opened in reversed(to_close):
+            closing.push_async_exit(opened)
+        # The one task of each is stopped, and has nothing to wait for.
+        await closing.__aexit__(kind, error, traceback)  # noqa: ASYNC102
 
     @trio.lowlevel.enable_ki_protection  # or Ctrl-C may strike where nobody has the exchange yet
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -175,13 +187,15 @@ class _Transport:
             )
         url = str(request.url)
         patience = _Patience(request.extensions.get("timeout", {}))
+        headers = _headers(request.headers.raw)
+        names = {name.lower() for name in headers}  # to ask httpx's own takes longer
         ours = Request(
             request.method,
             url,
-            headers=_headers(request.headers.raw),
-            absent=_NOTHING if "accept-encoding" in request.headers else _ACCEPT_ENCODING,
+            headers=headers,
+            absent=_NOTHING if "accept-encoding" in names else _ACCEPT_ENCODING,
             content=await request.aread(),
-            repeatable=request.method in _IDEMPOTENT or "idempotency-key" in request.headers,
+            repeatable=request.method in _IDEMPOTENT or "idempotency-key" in names,
             on_wait=patience.begin,
         )
         exchange: Exchange | None = None
@@ -206,6 +220,12 @@ class _Transport:
             extensions={"http_version": b"HTTP/1.1", "reason_phrase": exchange.reader.reason},
         )
         return response
+
+
+_opened_in: WeakKeyDictionary[
+    trio.lowlevel.Task, list[tuple[_Transport, AbstractAsyncContextManager[Pool]]]
+] = WeakKeyDictionary()
+"""What each task has opened, the last one last."""
 
 
 class _Patience:
