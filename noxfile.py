@@ -35,9 +35,16 @@ def flake8_async(session: nox.Session, *folders: str, but: str = "", disable: st
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests and the examples in the docs; arguments go to pytest."""
+    """Run the tests and the examples in the docs; arguments go to pytest.
+
+    Without any, those of replies over the other transports, too.
+    """
     install(session, "tests")
     session.run("pytest", *session.posargs)
+    if not session.posargs:
+        of_replies = ("tests/chat", "tests/test_front_end_plan.py", "tests/test_secrets.py")
+        for transport in ("streams", "httpx"):
+            session.run("pytest", f"--transport={transport}", *of_replies)
 
 
 @nox.session
