@@ -203,7 +203,7 @@ async def test_timeouts_of_the_client_are_kept_in_memory_too(
 
 async def test_the_network_in_memory_has_one_host() -> None:
     async with FakeGateway().http_client() as client:
-        with pytest.raises(httpx.ConnectError, match=r"elsewhere\.test:80.*gateway\.test"):
+        with pytest.raises(httpx.ConnectError, match=r"elsewhere\.test.*gateway\.test"):
             await client.get("http://elsewhere.test/v1/models")
 
 
