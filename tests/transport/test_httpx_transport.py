@@ -9,6 +9,7 @@ import socket
 import ssl
 import struct
 import sys
+import threading
 import traceback
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -140,13 +141,18 @@ class Scripted(Server):
 
 @asynccontextmanager
 async def in_memory(
-    server: Server, monkeypatch: pytest.MonkeyPatch, *, connect_seconds: float = 0
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    connect_seconds: float = 0,
+    shielded: bool = False,
 ) -> AsyncGenerator[str]:
     """Sockets that a mock clock may jump with: what one end sends, the other end has at once."""
     async with trio.open_nursery() as nursery:
 
         async def connect(_origin: Origin) -> trio.abc.Stream:
-            await trio.sleep(connect_seconds)
+            with trio.CancelScope(shield=shielded):
+                await trio.sleep(connect_seconds)
             server_end, client_end = socket_connection()
             nursery.start_soon(server.serve, server_end)
             return client_end
@@ -587,22 +593,25 @@ async def test_nothing_is_repeated_once_an_answer_has_begun(module: Any) -> None
 async def test_a_connection_that_ended_while_the_program_was_busy_is_not_used(
     module: Any,
 ) -> None:
+    answered, closed = threading.Event(), threading.Event()
+
+    def accept_and_answer_twice() -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(OK)
+                answered.wait()
+            closed.set()
+
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-        def accept_and_answer() -> socket.socket:
-            connection, _ = listener.accept()
-            connection.recv(65536)
-            connection.sendall(OK)
-            return connection
-
-        async with open_client(module) as client:
-            for _ in range(2):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(client.post, url)
-                    connection = await trio.to_thread.run_sync(accept_and_answer)
-                connection.close()
-                # From here to the next request no task has run that could have noticed.
+        async with open_client(module) as client, trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, accept_and_answer_twice)
+            await client.post(url)
+            answered.set()
+            closed.wait()  # No other task runs meanwhile.
+            assert (await client.post(url)).text == "ok"
 
 
 # Opening and closing
@@ -667,6 +676,17 @@ async def test_a_client_may_have_several_transports(module: Any) -> None:
                         raise error
             await wait_all_tasks_blocked()
             assert server.open == 0
+
+
+async def test_one_that_is_left_takes_along_no_other_that_is_still_open(module: Any) -> None:
+    first, second = httpx_transport(module), httpx_transport(module)
+    async with Server().listen() as url:
+        await first.__aenter__()
+        await second.__aenter__()
+        await first.__aexit__()
+        reply = await module.AsyncClient(transport=second).get(url)
+        assert reply.text == "ok"
+        await second.__aexit__()
 
 
 async def test_a_client_s_aclose_closes_no_connection(module: Any) -> None:
@@ -903,6 +923,21 @@ async def test_connecting_may_take_as_long_as_its_timeout(
     assert len(server.requests) == 1
 
 
+async def test_a_connect_timeout_means_that_nothing_was_sent(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server()
+    async with (
+        # The connection is there at the moment when the time is up.
+        in_memory(server, monkeypatch, connect_seconds=2, shielded=True) as url,
+        open_client(timeout=httpx.Timeout(5, connect=1)) as client,
+    ):
+        with pytest.raises(httpx.TimeoutException) as caught:
+            await client.get(url)
+        await wait_all_tasks_blocked()
+    assert (type(caught.value) is httpx.ConnectTimeout) == (not server.requests)
+
+
 async def test_waiting_for_others_to_connect_may_take_as_long_as_its_timeout(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1044,6 +1079,18 @@ async def test_a_request_can_be_cancelled_wherever_it_waits(module: Any, scheme:
             await wait_all_tasks_blocked()
             assert server.open == 0
     assert cancelled > 10
+
+
+async def test_what_has_come_already_cannot_be_read_in_a_cancelled_scope(module: Any) -> None:
+    async with (
+        Server().listen() as url,
+        open_client(module) as client,
+        client.stream("GET", url) as reply,
+    ):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await reply.aread()
+    assert scope.cancelled_caught
 
 
 # TLS
