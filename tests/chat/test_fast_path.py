@@ -116,9 +116,10 @@ async def _take(attempts: Sequence[Pieces], policy: ResumePolicy, clock: MockClo
     taking = Taking(
         resumption,
         cast("Recovering", told),
-        Timeouts(),
-        buffer,
-        ReplyTelemetry(BODY, "http://gateway.test"),
+        timeouts=Timeouts(),
+        buffer=buffer,
+        telemetry=ReplyTelemetry(BODY, "http://gateway.test"),
+        on_stopped=lambda _: None,
     )
     for pieces in attempts:
         try:
@@ -133,8 +134,9 @@ async def _take(attempts: Sequence[Pieces], policy: ResumePolicy, clock: MockClo
             for piece in pieces:
                 clock.jump(0.25)
                 if taking.receive(piece, int(trio.current_time() * 1e9)):
-                    break  # It is done, or the reader has enough for now.
-            taking.finish()
+                    break  # The reader has enough for now.
+            if not taking.done:
+                taking.finish()
         except ErrorFrame as frame:
             outcome.raised.append(f"frame: {frame.error!r}")
             resumption.ended_early(frame.error)

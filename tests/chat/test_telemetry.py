@@ -6,6 +6,8 @@ import logging
 import re
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +22,7 @@ from gz_trio import (
     APIConnectionError,
     Attempt,
     AuthenticationError,
+    GatewayError,
     Paused,
     RateLimited,
     RateLimitError,
@@ -71,6 +74,21 @@ def timing(*tokens: float, paused: float = 0.0, ended: float = 0.0) -> Timing:
     return timing
 
 
+@contextmanager
+def attempt_of(telemetry: ReplyTelemetry, attempt: Attempt) -> Generator[None]:
+    """One attempt, which the reader leaves where the block is cancelled."""
+    left = True
+    try:
+        with telemetry.begin_attempt(attempt):
+            yield
+        left = False
+    except GatewayError as error:
+        attempt.cause, left = error, False
+        raise
+    finally:
+        telemetry.end_attempt(attempt, left=left)
+
+
 def tell_complete(
     telemetry: ReplyTelemetry, timing: Timing | None = None, usage: Usage | None = None
 ) -> None:
@@ -78,7 +96,7 @@ def tell_complete(
     timing = timing or Timing(0.0, first_token=0.25, ended=2.0)
     with telemetry.receiving():
         first = an_attempt()
-        with telemetry.attempt(first):
+        with attempt_of(telemetry, first):
             telemetry.responded(200)
             telemetry.answered(chunk(id="chatcmpl-1", model="fake-model-2026"))
             telemetry.first_token(timing.first_token or 0.0)
@@ -222,7 +240,7 @@ async def test_the_message_of_an_error_that_is_not_ours_is_left_out(collected: C
 
 async def test_a_reply_that_its_reader_left_is_no_failure(collected: Collected) -> None:
     telemetry = ReplyTelemetry(BODY, ORIGIN)
-    with trio.move_on_after(0), telemetry.receiving(), telemetry.attempt(an_attempt()):
+    with trio.move_on_after(0), telemetry.receiving(), attempt_of(telemetry, an_attempt()):
         await trio.sleep_forever()
     telemetry.ended(trio.ClosedResourceError("the reply's block has been left"), timing())
     for name in ("chat fake-model", "gz_trio.attempt"):
@@ -248,11 +266,11 @@ async def test_each_attempt_is_a_span_within_the_reply_s(collected: Collected) -
     rejection = AuthenticationError("the key was rejected", status=401)
     with telemetry.receiving():
         first = an_attempt()
-        with telemetry.attempt(first):
+        with attempt_of(telemetry, first):
             telemetry.responded(401)
             first.cause = rejection
         second = an_attempt(generation=2, resumed_by="replay")
-        with telemetry.attempt(second):
+        with attempt_of(telemetry, second):
             telemetry.responded(200)
             telemetry.answered(chunk(id="chatcmpl-2"))
             second.tokens, second.repeated = 5, 17
@@ -293,7 +311,7 @@ async def test_an_error_that_leaves_the_attempt_s_block_is_the_attempt_s(
     collected: Collected,
 ) -> None:
     telemetry = ReplyTelemetry(BODY, ORIGIN)
-    with pytest.raises(StreamInterrupted), telemetry.attempt(an_attempt()):
+    with pytest.raises(StreamInterrupted), attempt_of(telemetry, an_attempt()):
         raise StreamInterrupted("the second answer was a different one")
     assert attributes_of(collected.span("gz_trio.attempt"))["error.type"] == "StreamInterrupted"
 
@@ -302,7 +320,7 @@ async def test_a_reader_who_leaves_behind_the_end_of_the_reply_left_no_attempt(
     collected: Collected,
 ) -> None:
     telemetry = ReplyTelemetry(BODY, ORIGIN)
-    with trio.move_on_after(0), telemetry.attempt(an_attempt()):
+    with trio.move_on_after(0), attempt_of(telemetry, an_attempt()):
         telemetry.ended(None, timing())
         await trio.sleep_forever()  # for the end of the body
     for span in collected.spans:
@@ -429,7 +447,7 @@ async def test_the_reply_is_part_of_its_reader_s_span_and_never_current_there(
             with collected.tracer.start_as_current_span("between attempts"):
                 await trio.lowlevel.checkpoint()
             with (
-                telemetry.attempt(an_attempt()),
+                attempt_of(telemetry, an_attempt()),
                 collected.tracer.start_as_current_span("in an attempt"),
             ):
                 await trio.lowlevel.checkpoint()
@@ -457,7 +475,7 @@ async def test_a_request_carries_its_attempt_s_trace_and_no_baggage(collected: C
     token = context.attach(baggage.set_baggage("user", secret("user")))
     telemetry = ReplyTelemetry(BODY, ORIGIN)
     assert telemetry.headers() == {}
-    with telemetry.attempt(an_attempt()):
+    with attempt_of(telemetry, an_attempt()):
         headers = telemetry.headers()
     assert telemetry.headers() == {}
     context.detach(token)
@@ -476,12 +494,12 @@ async def test_every_moment_is_a_log_record_with_the_same_names(
     caplog.set_level(logging.DEBUG, "gz_trio")
     telemetry = ReplyTelemetry(BODY, ORIGIN)
     first = an_attempt()
-    with telemetry.attempt(first):
+    with attempt_of(telemetry, first):
         telemetry.responded(401)
         first.cause = AuthenticationError("the key was rejected", status=401)
     telemetry.announced(Paused("refresh"))
     mock_clock.jump(1)
-    with telemetry.attempt(an_attempt(generation=2, resumed_by="replay")):
+    with attempt_of(telemetry, an_attempt(generation=2, resumed_by="replay")):
         telemetry.responded(200)
         telemetry.announced(Resumed())
         telemetry.first_token(1.0)
@@ -553,7 +571,7 @@ async def test_what_was_asked_and_answered_is_told_nowhere(
     caplog.set_level(logging.DEBUG, "gz_trio")
     telemetry = ReplyTelemetry(BODY, ORIGIN)
     first = an_attempt()
-    with telemetry.attempt(first):
+    with attempt_of(telemetry, first):
         first.cause = APIConnectionError("no connection", body=secret("body").encode())
     tell_complete(telemetry, usage=Usage(prompt_tokens=1, completion_tokens=1))
     shown = [span.to_json() for span in collected.spans]
@@ -572,7 +590,7 @@ async def test_without_the_api_only_the_log_is_told(
     monkeypatch.setattr(_telemetry, "api", None)
     caplog.set_level(logging.DEBUG, "gz_trio")
     telemetry = ReplyTelemetry(BODY, ORIGIN)
-    with telemetry.attempt(an_attempt()):
+    with attempt_of(telemetry, an_attempt()):
         assert telemetry.headers() == {}
     telemetry.announced(RateLimited(1.5))
     telemetry.announced(Restarted())

@@ -158,7 +158,7 @@ async def bench_with(poller: Poller | None) -> AsyncGenerator[Bench]:
         try:
             yield bench
         finally:
-            bench.demux.stop()
+            nursery.cancel_scope.cancel()
             for end in bench.ends:
                 end.close()
 
@@ -769,7 +769,7 @@ async def test_whoever_is_still_read_is_told_when_the_task_is_stopped() -> None:
         nursery.start_soon(demux.run)
         reading.socket.start_reading()
         await wait_all_tasks_blocked()
-        demux.stop()
+        nursery.cancel_scope.cancel()
     assert [type(error) for error in reading.owner.lost] == [trio.ClosedResourceError]
     assert stopped.owner.lost == []
     for end in (reading, stopped):
@@ -784,29 +784,11 @@ async def test_a_task_that_is_stopped_before_it_has_begun_gives_its_descriptor_b
     poller = make_poller()
     assert poller is not None
     demux = Demux(poller)
-    demux.stop()
-    await demux.run()
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await demux.run()
     with pytest.raises(ValueError, match="closed"):
         poller.fileno()
-
-
-async def test_a_cancelled_task_reads_on_until_it_is_stopped() -> None:
-    """Whoever cleans up within a cancelled scope, shielded, may need something read."""
-    poller = make_poller()
-    assert poller is not None
-    demux = Demux(poller)
-    end = End(demux)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(demux.run)
-        end.socket.start_reading()
-        nursery.cancel_scope.cancel()
-        with trio.CancelScope(shield=True):
-            await wait_all_tasks_blocked()
-            end.peer.send(b"goodbye")
-            await wait_all_tasks_blocked()
-        demux.stop()
-    assert end.owner.received == [b"goodbye"]
-    end.close()
 
 
 class BrokenPoller(CountingPoller):

@@ -72,7 +72,7 @@ async def test_a_response_streams_to_its_end_and_stays_ended(
         body = first + await read(response)
         assert body.endswith(b"data: [DONE]\n\n")
         assert await response.receive() == b""
-        await response.aclose()
+        response.close()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ async def test_what_breaks_is_an_error_of_ours_that_names_the_origin(
         try:
             await read(response)
         finally:
-            await response.aclose()
+            response.close()
 
     async with transport_to(fake, module) as transport:
         with pytest.raises(error_class, match=r"http://gateway\.test") as caught:
@@ -133,7 +133,7 @@ async def test_a_body_is_decompressed_however_it_is_cut(
     async with transport_to(fake, module) as transport:
         response = await transport.send(request_to(fake.base_url, fake.key))
         assert await read(response) == b"Once upon a time"
-        await response.aclose()
+        response.close()
     assert fake.requests[0].headers["accept-encoding"] == "gzip"
 
 
@@ -148,7 +148,7 @@ async def test_what_a_few_bytes_decompress_to_comes_in_pieces(module: Httpx) -> 
         pieces: list[bytes] = []
         while piece := await response.receive():
             pieces.append(piece)
-        await response.aclose()
+        response.close()
     assert max(map(len, pieces)) <= DECOMPRESSED_BYTES
     assert b"".join(pieces) == body
 
@@ -193,7 +193,7 @@ async def test_closing_early_closes_the_connection(
         response = await transport.send(request_to(fake.base_url, fake.key))
         await response.receive()
         assert fake.open_streams == 1
-        await response.aclose()
+        response.close()
         await wait_all_tasks_blocked()
         assert fake.open_streams == 0
 
@@ -206,7 +206,7 @@ async def test_closing_early_raises_nothing_whatever_is_left_of_the_body(
     fake.fault(Status(200, headers={"content-encoding": "gzip"}, body=damage))
     async with transport_to(fake, module) as transport:
         response = await transport.send(request_to(fake.base_url, fake.key))
-        await response.aclose()
+        response.close()
 
 
 @pytest.mark.parametrize("token", [None, 3])
@@ -221,7 +221,7 @@ async def test_a_request_can_be_cancelled_wherever_it_waits(
         try:
             await read(response)
         finally:
-            await response.aclose()
+            response.close()
 
     async with transport_to(fake, module) as transport:
         with trio.move_on_after(5) as scope:
@@ -239,7 +239,7 @@ async def test_absent_headers_are_not_sent_whoever_adds_them(
         client.headers["X-API-Key"] = "of-the-users"
         async with open_httpx_transport(client) as transport:
             response = await transport.send(request_to(fake.base_url, fake.key))
-            await response.aclose()
+            response.close()
     assert "x-api-key" not in fake.requests[0].headers
 
 
@@ -261,11 +261,11 @@ async def test_no_client_of_our_own_gets_many_requests() -> None:
         lanes = transport._lanes
         assert [lane.active for lane in lanes] == [REQUESTS_PER_CLIENT] * 3
         for response in responses:
-            await response.aclose()
+            response.close()
         assert [lane.active for lane in lanes] == [0] * 3
         response = await transport.send(request)  # and they are used again
         assert len(lanes) == 3
-        await response.aclose()
+        response.close()
     assert all(lane.client.is_closed for lane in lanes)
 
 

@@ -40,14 +40,15 @@ class EventBuffer:
     """Events on their way from one task to another, and how they end."""
 
     __slots__ = (
-        "_bytes", "_events", "_parked", "_reading", "_reads", "_room", "_sink", "ended", "error",
+        "_bytes", "_events", "_parked", "_reading", "_reads", "_sink", "ended", "error", "on_room",
         "raised",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._events: deque[tuple[ReplyEvent, int, int]] = deque()
         self._bytes = 0
-        self._room: trio.Event | None = None
+        self.on_room: Callable[[], None] = lambda: None
+        """Called when it is no longer full, by who reads."""
         self._reading = False
         self._parked: Task | None = None
         self._reads = 0
@@ -99,21 +100,12 @@ class EventBuffer:
         """Whether the reader is so far behind that the receiving has to wait."""
         return self._bytes >= BUFFER_BYTES
 
-    async def wait_for_room(self) -> None:
-        """Wait until it is no longer full. A checkpoint."""
-        self._room = trio.Event()
-        if not self.full:
-            self._room.set()
-        await self._room.wait()
-
     def end(self, error: BaseException | None) -> bool:
         """Nothing comes after this. Whether it is the first end, which alone counts."""
         if self.ended:
             return False
         self.ended = True
         self.error = error
-        if self._room is not None:
-            self._room.set()
         self._wake()
         return True
 
@@ -149,9 +141,10 @@ class EventBuffer:
 
     def _take(self) -> tuple[ReplyEvent, int]:
         event, arrived_ns, size = self._events.popleft()
+        was_full = self.full
         self._bytes -= size
-        if self._room is not None and not self.full:
-            self._room.set()
+        if was_full and not self.full:
+            self.on_room()
         return event, arrived_ns
 
     @enable_ki_protection

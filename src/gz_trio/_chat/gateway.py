@@ -10,6 +10,7 @@ from functools import partial
 from typing import Literal
 
 import httpx
+import trio
 from trio.lowlevel import enable_ki_protection
 
 from .._auth.authenticator import Authenticator, Refresh, open_authenticator
@@ -29,6 +30,7 @@ from .remembering import Remembering, open_remembering
 from .reply import Reply
 from .saving import Saver
 from .session import Session
+from .streaming import ReplyBlock
 from .telemetry import ReplyTelemetry
 
 KeyHeader = Literal["Authorization", "x-api-key", "api-key"]
@@ -46,6 +48,7 @@ class Gateway:
         base_url: str,
         authenticator: Authenticator,
         transport: Transport,
+        nursery: trio.Nursery,
         *,
         headers: Mapping[str, str] | None,
         key_header: KeyHeader,
@@ -56,6 +59,7 @@ class Gateway:
         self._origin = str(Origin.of(self._base_url))
         self._authenticator = authenticator
         self._transport = transport
+        self._nursery = nursery
         if key_header.lower() not in _KEY_HEADERS:
             raise ValueError(
                 f"key_header is {key_header!r}, but must be Authorization, x-api-key or api-key"
@@ -148,16 +152,14 @@ class Gateway:
                 )
             yield Session(self, model, so_far, extra_body, remembering)
 
-    @asynccontextmanager
-    @enable_ki_protection
-    async def stream(
+    def stream(
         self,
         body: Mapping[str, object],
         *,
         retry: RetryPolicy | None = None,
         resume: ResumePolicy | None = None,
         timeouts: Timeouts | None = None,
-    ) -> AsyncGenerator[Reply]:
+    ) -> ReplyBlock:
         """Send a chat-completions request and stream the reply; `stream` is set to true.
 
         Leaving the block ends the request. Errors come out of the reply's iteration.
@@ -185,37 +187,54 @@ class Gateway:
         >>> trio.run(main)
         stop
         """
-        settings = ReplySettings(
-            retry=retry or self._settings.retry,
-            resume=resume or self._settings.resume,
-            timeouts=timeouts or self._settings.timeouts,
-        )
+        return ReplyBlock(partial(self.receive, body, retry, resume, timeouts))
+
+    def receive(
+        self,
+        body: Mapping[str, object],
+        retry: RetryPolicy | None = None,
+        resume: ResumePolicy | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> tuple[Receiver, Reply]:
+        """For `ReplyBlock`: a reply, and what receives it. As for `stream`."""
+        settings = self._settings
+        if retry or resume or timeouts:
+            settings = ReplySettings(
+                retry=retry or settings.retry,
+                resume=resume or settings.resume,
+                timeouts=timeouts or settings.timeouts,
+            )
         model = body.get("model")
         model = model if isinstance(model, str) else None
         buffer = EventBuffer()
         receiver = Receiver(
+            self._nursery,
             self._transport,
             self._authenticator,
             origin=self._origin,
             model=model,
-            make_request=partial(
-                self._request,
-                "POST",
-                "/chat/completions",
-                accept="text/event-stream",
-                connect_timeout=settings.timeouts.connect,
-                repeatable=True,
-            ),
+            make_request=self._chat_request,
             resumption=Resumption({**body, "stream": True}, settings.resume),
             settings=settings,
             now=self._now,
             buffer=buffer,
             telemetry=ReplyTelemetry(body, self._origin),
         )
-        reply = Reply(model, buffer, receiver.taking, receiver.attempts)
-        async with Background("reply") as nursery:
-            nursery.start_soon(receiver.run)
-            yield reply
+        return receiver, Reply(model, buffer, receiver.taking, receiver.attempts)
+
+    def _chat_request(
+        self, key: Key, content: bytes, headers: Mapping[str, str], connect_timeout: float | None
+    ) -> Request:
+        return self._request(
+            "POST",
+            "/chat/completions",
+            key,
+            content=content,
+            accept="text/event-stream",
+            headers=headers,
+            connect_timeout=connect_timeout,
+            repeatable=True,
+        )
 
     def _request(
         self,
@@ -296,10 +315,12 @@ async def open_gateway(
         )
         if not isinstance(auth, Authenticator):
             auth = await stack.enter_async_context(open_authenticator(MemoryKeyStore(auth)))
+        nursery = await stack.enter_async_context(Background("gateway"))
         yield Gateway(
             base_url,
             auth,
             transport,
+            nursery,
             headers=headers,
             key_header=key_header,
             settings=ReplySettings(

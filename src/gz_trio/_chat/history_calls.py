@@ -21,6 +21,7 @@ from .._protocol.errors import (
 )
 from .._protocol.events import Paused, RateLimited
 from .._protocol.history import may_have_been_done
+from .._protocol.keys import Key
 from .._protocol.settings import RetryPolicy, Timeouts
 from .._transport.interface import Request, Transport
 from .bodies import read_body, read_error_body
@@ -103,8 +104,9 @@ class Call:
     ) -> _T:
         """The answer to what may be asked twice."""
         while True:
+            key = await self._next_key()
             try:
-                return await self._try_once(method, path, parse, body)
+                return await self._try_once(key, method, path, parse, body)
             except GatewayError as failure:
                 self.in_doubt = self.in_doubt or may_have_been_done(failure)
                 await self.recovering.after(failure)
@@ -115,19 +117,24 @@ class Call:
         `None` where that may have been done or not, and the table says to go on: look first.
         """
         while True:
+            key = await self._next_key()
             try:
-                return await self._try_once("POST", path, parse, body)
+                return await self._try_once(key, "POST", path, parse, body)
             except GatewayError as failure:
                 await self.recovering.after(failure)
                 if may_have_been_done(failure):
                     return None
 
-    async def _try_once(
-        self, method: str, path: str, parse: Callable[[bytes], _T], body: object
-    ) -> _T:
+    async def _next_key(self) -> Key:
+        """Raises what no refresh can help with."""
         key = await self.recovering.next_key()
         if self._epoch is not None and key.epoch != self._epoch:
             raise AuthenticationError("another account has signed in: this is not its history")
+        return key
+
+    async def _try_once(
+        self, key: Key, method: str, path: str, parse: Callable[[bytes], _T], body: object
+    ) -> _T:
         calls = self._calls
         request = calls.make_request(
             method,
@@ -145,7 +152,7 @@ class Call:
                     raise self._error(response.status, response.headers, refusal)
                 answer = parse(await read_body(response))
             finally:
-                await response.aclose()
+                response.close()
             self.recovering.accepted()
             return answer
         raise StreamTimeout(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import trio
@@ -31,8 +31,6 @@ from .recovering import Recovering
 from .taking import ErrorFrame, Taking
 from .telemetry import ReplyTelemetry
 
-GOODBYE_SECONDS = 1.0
-
 
 @dataclass(frozen=True, slots=True)
 class ReplySettings:
@@ -50,15 +48,25 @@ class _AskDifferently(Exception):
         self.error = error
 
 
+_Failure = GatewayError | ErrorFrame | _AskDifferently
+"""What an attempt ends by, and another one may follow."""
+
+
 class Receiver:
     """Has the answers to a reply's attempts taken, until one is complete or there are no more.
 
+    A task runs while there is something to wait for: a key, a connection, the head of an answer, a
+    better moment. While an answer streams, whatever reads its connection has it taken, and there
+    is no task.
+
     Args:
+        nursery: Where the task runs.
         transport: What sends the requests.
         authenticator: What holds the key.
         origin: Of the gateway.
         model: The model that is asked, or `None`.
-        make_request: Gives the request for a key, a `content` and further `headers`.
+        make_request: Gives the request for a key, a `content`, further `headers` and a
+            `connect_timeout`.
         resumption: The reply's requests.
         settings: How often to retry, and how long to wait.
         now: Unix time in seconds.
@@ -71,12 +79,14 @@ class Receiver:
     """
 
     __slots__ = (
-        "_buffer", "_make_request", "_model", "_now", "_origin", "_recovering", "_resumption",
-        "_telemetry", "_transport", "attempts", "taking",
+        "_buffer", "_connect_timeout", "_crash", "_gone", "_make_request", "_model", "_now",
+        "_nursery", "_origin", "_recovering", "_repeated_before", "_response", "_resumption",
+        "_scope", "_telemetry", "_transport", "attempts", "taking",
     )  # fmt: skip
 
     def __init__(
         self,
+        nursery: trio.Nursery,
         transport: Transport,
         authenticator: Authenticator,
         *,
@@ -89,10 +99,12 @@ class Receiver:
         buffer: EventBuffer,
         telemetry: ReplyTelemetry,
     ) -> None:
+        self._nursery = nursery
         self._transport = transport
         self._origin = origin
         self._model = model
         self._make_request = make_request
+        self._connect_timeout = settings.timeouts.connect
         self._resumption = resumption
         self._now = now
         self._buffer = buffer
@@ -100,153 +112,139 @@ class Receiver:
         self._recovering = Recovering(
             authenticator, origin=origin, model=model, policy=settings.retry, announce=self._pause
         )
-        self.taking = Taking(resumption, self._recovering, settings.timeouts, buffer, telemetry)
+        self._scope: trio.CancelScope | None = None  # Of the task, while there is one.
+        self._gone: trio.Event | None = None
+        self._crash: Exception | None = None
+        self._response: Response | None = None
+        self._repeated_before = 0
+        self.taking = Taking(
+            resumption,
+            self._recovering,
+            timeouts=settings.timeouts,
+            buffer=buffer,
+            telemetry=telemetry,
+            on_stopped=self._stopped,
+        )
         self.attempts: list[Attempt] = []
+        buffer.on_room = self._go_on
 
     def _pause(self, event: Paused | RateLimited) -> None:
         self.taking.pause(event)
 
-    @trio.lowlevel.enable_ki_protection
-    async def run(self) -> None:  # noqa: ASYNC910 - one, unless the first one's failure ends it
-        """Receive to the end of the reply, whichever it is."""
-        # What a reader gets who waits while this task crashes.
-        end: BaseException | None = APIConnectionError("the reply's background task has failed")
-        with self._telemetry.receiving():
-            try:
-                await self._receive_all()
-                end = None
-            except SinkRaised as raised:
-                end = raised.error
-            except GatewayError as error:
-                end = error
-            except trio.Cancelled:
-                end = trio.ClosedResourceError("the reply's block has been left")
-                raise
-            finally:
-                self.taking.end(end)
+    # The task
 
-    async def _receive_all(self) -> None:
-        request = self._resumption.next_request()
+    def start(self, failure: _Failure | None = None) -> None:
+        """Begin; or go on after an attempt has ended in `failure`."""
+        self._scope = trio.CancelScope()
+        self._nursery.start_soon(self._run, failure, self._scope)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _run(self, failure: _Failure | None, scope: trio.CancelScope) -> None:
+        """Ask until an answer streams, or all is over."""
+        # What a reader gets who waits while this task crashes.
+        end: BaseException | None = None
+        try:
+            with scope, self._telemetry.receiving():
+                await self._ask_until_answered(failure)
+        except (GatewayError, SinkRaised) as error:
+            end = error
+        except trio.Cancelled:
+            end = trio.ClosedResourceError("the gateway was closed")
+            raise
+        except Exception as error:
+            self._crash = error
+            end = APIConnectionError("the reply's background task has failed")
+        finally:
+            if end is not None:
+                self._end(end)
+            if self._scope is scope:
+                self._scope = None
+                if self._gone is not None:
+                    self._gone.set()
+
+    async def aclose(self) -> None:  # noqa: ASYNC910 - one, if there is something to wait for
+        """The reply's block is left: end all that is under way for it.
+
+        Raises:
+            GatewayError: The background task has failed, by a fault of ours.
+        """
+        self._leave_attempt()
+        self._end(trio.ClosedResourceError("the reply's block has been left"))
+        if self._scope is not None:
+            self._scope.cancel()
+            self._gone = trio.Event()
+            # It is cancelled, and has nothing to clean up that takes long.
+            with trio.CancelScope(shield=True):
+                await self._gone.wait()
+
+    @property
+    def crash(self) -> Exception | None:
+        """The fault of ours, if any, that the background task has failed by."""
+        return self._crash
+
+    def _end(self, error: BaseException) -> None:
+        self.taking.end(error.error if isinstance(error, SinkRaised) else error)
+
+    # Attempts
+
+    async def _ask_until_answered(self, failure: _Failure | None) -> None:
         while True:
+            request = (
+                self._resumption.next_request() if failure is None else await self._recover(failure)
+            )
             key = await self._recovering.next_key()
             attempt = Attempt(trio.current_time(), key.generation, request.way, epoch=key.epoch)
             self.attempts.append(attempt)
             self.taking.begin(attempt)
+            self._repeated_before = self._resumption.repeated
             try:
-                await self._try_once(key, request, attempt)
+                with self._telemetry.begin_attempt(attempt):
+                    await self._ask(key, request)
                 return
-            except _AskDifferently as refusal:
-                request = self._next_request(refusal.error)
-            except ErrorFrame as frame:
-                self._resumption.ended_early(frame.error)
-                request = await self._recover(attempt, frame.error, in_frame=True)
-            except GatewayError as error:
-                request = await self._recover(attempt, error, in_frame=False)
-
-    async def _try_once(  # noqa: ASYNC910 - one, unless `_ask` fails before its own
-        self, key: Key, request: NextRequest, attempt: Attempt
-    ) -> None:
-        """One request, to the end of its answer; raises what ended it early."""
-        repeated_before = self._resumption.repeated
-        with self._telemetry.attempt(attempt):
-            try:
-                await self._ask(key, request)
-            except (ErrorFrame, _AskDifferently) as failure:
-                attempt.cause = failure.error
+            except trio.Cancelled:
+                self._leave_attempt()
                 raise
-            except GatewayError as error:
-                attempt.cause = error
-                raise
-            finally:
-                attempt.ended = trio.current_time()
-                attempt.repeated = self._resumption.repeated - repeated_before
-                if self.taking.total_left is not None:
-                    self.taking.total_left -= attempt.ended - attempt.started
-
-    def _next_request(self, failure: GatewayError) -> NextRequest:
-        try:
-            return self._resumption.next_request()
-        except CannotResume as reason:
-            raise StreamInterrupted(str(reason)) from failure
-
-    async def _recover(  # noqa: ASYNC910 - one, where it waits
-        self, attempt: Attempt, failure: GatewayError, *, in_frame: bool
-    ) -> NextRequest:
-        """Wait as long as `failure` asks for; what is to be sent then.
-
-        A checkpoint where it waits; what follows, the next key, is one always.
-        """
-        try:
-            step = self._recovering.decide(failure, in_frame=in_frame, mid_stream=attempt.accepted)
-        except APIConnectionError:
-            if not self._resumption.content:
-                raise
-            raise StreamInterrupted("the reply broke and could not be taken up again") from failure
-        request = self._next_request(failure)
-        await self._recovering.carry_out(step)
-        return request
+            except Exception as error:
+                failure = self._failed(error)
 
     async def _ask(self, key: Key, request: NextRequest) -> None:
+        """Send the request; its answer is taken when this returns, or is being taken."""
         headers = {**self._telemetry.headers(), **request.headers}
-        response: Response | None = None
-        try:
-            with self._time_limit():
-                response = await self._transport.send(
-                    self._make_request(key, content=request.content, headers=headers)
+        with self._time_limit():
+            response = await self._transport.send(
+                self._make_request(
+                    key,
+                    content=request.content,
+                    headers=headers,
+                    connect_timeout=self._connect_timeout,
                 )
+            )
+        streams = False
+        try:
             self._telemetry.responded(response.status)
             if not 200 <= response.status < 300:
                 raise self._response_error(response, await read_error_body(response))
             content_type = response.headers.get("content-type", "text/event-stream")
             kind = content_type.partition(";")[0].strip().lower()
+            streams = kind == "text/event-stream"
             if kind == "application/json":
                 with self._time_limit():
                     body = await read_body(response)
                 self.taking.take_completion(body)
                 self.taking.finish()
-                return
-            if kind != "text/event-stream":
+                self._attempt_ended(None)
+            elif not streams:
                 raise ProtocolError(
                     "the gateway answered with something other than an event stream: is "
                     f"{self._origin} the base URL of an OpenAI-compatible API?",
                     status=response.status,
                 )
-            await self._receive(response)
-        except StartedOver:
-            raise _AskDifferently(
-                StreamInterrupted("the server did not go on where the reply broke")
-            ) from None
-        except CannotResume as reason:
-            raise StreamInterrupted(str(reason)) from None
-        except Diverged:
-            raise StreamInterrupted(
-                "the reply broke, and when it was asked for again the answer was a different one"
-            ) from None
         finally:
-            if response is not None:
-                await response.aclose()
-
-    async def _receive(self, response: Response) -> None:
-        """The event stream of one response. A checkpoint, or else it raises."""
-        taking = self.taking
-        try:
-            while not await response.feed(taking) and not taking.done:
-                full_since = trio.current_time()
-                await self._buffer.wait_for_room()
-                taking.was_left(trio.current_time() - full_since)
-        except trio.TooSlowError:
-            if not self._resumption.decoder.complete:
-                raise taking.too_late() from None
-        except APIConnectionError:
-            if not self._resumption.decoder.complete:  # else all is there but the goodbye
-                raise
-        taking.finish()
-        if taking.done:
-            # The reader has its end. What remains is the end of the body, which comes with the
-            # last event or not at all, and lets the connection be used again.
-            with suppress(GatewayError), trio.move_on_after(GOODBYE_SECONDS):
-                while await response.receive():
-                    pass
+            if not streams:
+                response.close()
+        if streams:
+            self._response = response
+            response.start(self.taking)
 
     @contextmanager
     def _time_limit(self) -> Generator[None]:
@@ -255,6 +253,123 @@ class Receiver:
             yield
         if scope.cancelled_caught:
             raise self.taking.too_late()
+
+    # While an answer streams: called by what reads the connection, and by the reader
+
+    def _go_on(self) -> None:
+        """The reader has room again."""
+        if self._response is not None and self.taking.has_room():
+            self._response.start(self.taking)
+
+    def _stopped(self, error: BaseException | None) -> None:
+        """The answer is over."""
+        self._response = None
+        try:
+            if not self.taking.done:
+                self._check(error)
+                self.taking.finish()
+        except SinkRaised as raised:
+            self._end(raised)
+            self._leave_attempt()
+        except trio.ClosedResourceError as closed:
+            self._end(closed)
+            self._leave_attempt()
+        except Exception as failure:
+            self._go_on_after(failure)
+        else:
+            self._attempt_ended(None)
+
+    def _check(self, error: BaseException | None) -> None:
+        """Raise `error`, unless all is there but the goodbye."""
+        match error:
+            case None:
+                pass
+            case trio.TooSlowError():
+                if not self._resumption.decoder.complete:
+                    raise self.taking.too_late()
+            case APIConnectionError() if self._resumption.decoder.complete:
+                pass
+            case _:
+                raise error
+
+    def _go_on_after(self, failure: Exception) -> None:
+        try:
+            self.start(self._failed(failure))
+        except Exception as error:
+            self._crash = error
+            self._end(APIConnectionError("the reply's background task has failed"))
+
+    def _failed(self, error: Exception) -> _Failure:
+        """The attempt has ended in `error`; raises what is not the gateway's doing."""
+        match error:
+            case StartedOver():
+                message = "the server did not go on where the reply broke"
+                error = _AskDifferently(StreamInterrupted(message))
+            case CannotResume():
+                error = StreamInterrupted(str(error))
+            case Diverged():
+                error = StreamInterrupted(
+                    "the reply broke, and when it was asked for again the answer was a different "
+                    "one"
+                )
+            case _:
+                pass
+        match error:
+            case ErrorFrame() | _AskDifferently():
+                self._attempt_ended(error.error)
+            case GatewayError():
+                self._attempt_ended(error)
+            case _:
+                self._leave_attempt()
+                raise error
+        return error
+
+    def _attempt_ended(self, cause: GatewayError | None, *, left: bool = False) -> None:
+        attempt = self.attempts[-1]
+        attempt.cause = cause
+        attempt.ended = trio.current_time()
+        attempt.repeated = self._resumption.repeated - self._repeated_before
+        if self.taking.total_left is not None:
+            self.taking.total_left -= attempt.ended - attempt.started
+        self._telemetry.end_attempt(attempt, left=left)
+
+    def _leave_attempt(self) -> None:
+        if self._response is not None:
+            response, self._response = self._response, None
+            response.close()
+        if self.attempts and self.attempts[-1].ended is None:
+            self._attempt_ended(None, left=True)
+
+    # Recovery
+
+    async def _recover(self, failure: _Failure) -> NextRequest:  # noqa: ASYNC910 - where it waits
+        """Wait as long as `failure` asks for; what is to be sent then.
+
+        A checkpoint where it waits; what follows, the next key, is one always.
+        """
+        if isinstance(failure, _AskDifferently):
+            return self._next_request(failure.error)
+        in_frame = isinstance(failure, ErrorFrame)
+        error = failure.error if isinstance(failure, ErrorFrame) else failure
+        if in_frame:
+            self._resumption.ended_early(error)
+        try:
+            step = self._recovering.decide(
+                error, in_frame=in_frame, mid_stream=self.attempts[-1].accepted
+            )
+        except APIConnectionError:
+            if not self._resumption.content:
+                raise
+            raise StreamInterrupted("the reply broke and could not be taken up again") from error
+        request = self._next_request(error)
+        await self._recovering.carry_out(step)
+        return request
+
+    def _next_request(self, failure: GatewayError) -> NextRequest:
+        try:
+            return self._resumption.next_request()
+        except CannotResume as reason:
+            raise StreamInterrupted(str(reason)) from failure
 
     def _response_error(self, response: Response, body: bytes) -> Exception:
         error = error_from_response(response.status, response.headers, body, now=self._now())

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .._auth.authenticator import Authenticator
+from .._protocol.history import HistoryMessage
 from .._protocol.settings import ResumePolicy
+from .receiving import Receiver
 from .remembering import Remembering
 from .reply import Reply
+from .streaming import ReplyBlock
 
 if TYPE_CHECKING:
     from .gateway import Gateway
@@ -56,13 +58,12 @@ class Session:
         """
         return None if self._remembering is None else self._remembering.session_id
 
-    @asynccontextmanager
-    async def stream(
+    def stream(
         self,
         message: str | Mapping[str, object],
         *,
         resume: ResumePolicy | None = None,
-    ) -> AsyncGenerator[Reply]:
+    ) -> ReplyBlock:
         """Say something, and stream the answer.
 
         Args:
@@ -72,20 +73,26 @@ class Session:
         turn: dict[str, object] = (
             {"role": "user", "content": message} if isinstance(message, str) else dict(message)
         )
-        remembering = self._remembering
-        question = None if remembering is None else remembering.asked(turn)
-        body = {
-            "model": self._model,
-            "messages": [*self.messages, turn],
-            "stream_options": {"include_usage": True},
-            **self._extra_body,
-        }
-        async with self._gateway.stream(body, resume=resume) as reply:
-            yield reply
-            if reply.complete:
-                self.messages += [turn, reply.message]
-                if remembering is not None and question is not None:
-                    remembering.answered(question, reply)
+        question: HistoryMessage | None = None
+
+        def make() -> tuple[Receiver, Reply]:
+            nonlocal question
+            if self._remembering is not None:
+                question = self._remembering.asked(turn)
+            body = {
+                "model": self._model,
+                "messages": [*self.messages, turn],
+                "stream_options": {"include_usage": True},
+                **self._extra_body,
+            }
+            return self._gateway.receive(body, resume=resume)
+
+        def add_turn(reply: Reply) -> None:
+            self.messages += [turn, reply.message]
+            if self._remembering is not None and question is not None:
+                self._remembering.answered(question, reply)
+
+        return ReplyBlock(make, add_turn)
 
     async def ask(self, message: str | Mapping[str, object]) -> str:
         """Say something, and wait for the whole answer. A checkpoint.

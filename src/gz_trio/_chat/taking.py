@@ -6,6 +6,7 @@ the usual event, some more text, takes the shortest way through.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 from time import perf_counter_ns
 from typing import Literal
@@ -37,6 +38,8 @@ from .buffer import EventBuffer
 from .recovering import Recovering
 from .telemetry import ReplyTelemetry
 
+GOODBYE_SECONDS = 1.0
+
 
 class ErrorFrame(Exception):
     """The answer ended in `error`, a frame of the stream."""
@@ -56,27 +59,48 @@ class Taking:
         timeouts: How long an answer may be silent.
         buffer: What is filled.
         telemetry: Is told too.
+        on_stopped: Called when an answer is over, as `BodyConsumer.stopped`.
     """
 
     __slots__ = (
-        "_arrived_ns", "_attempt", "_buffer", "_clock", "_events", "_first_token_by", "_heard",
-        "_paused_at", "_recovering", "_resumption", "_telemetry", "_timeouts", "_total_by",
-        "details", "done", "last_usage", "timing", "total_left",
+        "_arrived_ns",
+        "_attempt",
+        "_buffer",
+        "_clock",
+        "_events",
+        "_first_token_by",
+        "_full_since",
+        "_heard",
+        "_paused_at",
+        "_recovering",
+        "_resumption",
+        "_telemetry",
+        "_timeouts",
+        "_total_by",
+        "details",
+        "done",
+        "last_usage",
+        "stopped",
+        "timing",
+        "total_left",
     )  # fmt: skip
 
     def __init__(
         self,
         resumption: Resumption,
         recovering: Recovering,
+        *,
         timeouts: Timeouts,
         buffer: EventBuffer,
         telemetry: ReplyTelemetry,
+        on_stopped: Callable[[BaseException | None], None],
     ) -> None:
         self._resumption = resumption
         self._recovering = recovering
         self._timeouts = timeouts
         self._buffer = buffer
         self._telemetry = telemetry
+        self.stopped = on_stopped
         self._clock = trio.lowlevel.current_clock().current_time
         self._arrived_ns = 0
         self._paused_at: float | None = None
@@ -94,23 +118,31 @@ class Taking:
         self._heard: float | None = None  # When bytes came last.
         self._first_token_by = attempt.started + (self._timeouts.first_token or inf)
         self._total_by = attempt.started + (inf if self.total_left is None else self.total_left)
+        self._full_since: float | None = None
         self.done = False
-        """Whether the stream said that it is."""
+        """Whether the stream said that it is, and the reader was told."""
 
     # Deadlines
 
     def deadline(self) -> float:
         """When the next bytes have to be here, in seconds on Trio's clock."""
+        if self.done:
+            return (self._heard or 0.0) + GOODBYE_SECONDS
         if self._heard is None:
             return min(self._first_token_by, self._total_by)
         return min(self._heard + (self._timeouts.between_tokens or inf), self._total_by)
 
-    def was_left(self, seconds: float) -> None:
-        """The reader had enough for a while. His time is not the gateway's."""
+    def has_room(self) -> bool:
+        """Whether the reader had enough, and wants more now. His time is not the gateway's."""
+        if self._full_since is None:
+            return False
+        seconds = self._clock() - self._full_since
+        self._full_since = None
         self._heard = self._clock()
         self._total_by += seconds
         if self.total_left is not None:
             self.total_left += seconds
+        return True
 
     def too_late(self) -> StreamTimeout:
         """The deadline has passed."""
@@ -136,6 +168,8 @@ class Taking:
             SinkRaised: The reader's sink did.
             ProtocolError, CannotResume, StartedOver, Diverged: It is not to be read on.
         """
+        if self.done:
+            return False
         self._heard = now = self._clock()
         self._arrived_ns = arrived_ns
         resumption, buffer = self._resumption, self._buffer
@@ -143,8 +177,8 @@ class Taking:
         if texts is None:
             for event in self._events.feed(data):
                 if self._take_event(event):
-                    return True
-            return buffer.full
+                    return self._is_done()
+            return buffer.full and self._is_full()
         for text in texts:
             delta = resumption.decoder.decode_text(text)
             if delta is not None and resumption.append(delta.text):
@@ -152,8 +186,22 @@ class Taking:
                 self.timing.token_came(now)
                 buffer.put(delta, arrived_ns, len(text))
             elif self._take_event(ServerSentEvent("message", text)):
-                return True
-        return buffer.full
+                return self._is_done()
+        return buffer.full and self._is_full()
+
+    def _is_full(self) -> bool:
+        self._full_since = self._clock()
+        return True
+
+    def _is_done(self) -> bool:
+        """The reader has its end now.
+
+        What remains is the end of the body, which comes with the last event or not at all, and
+        lets the connection be used again.
+        """
+        self.finish()
+        self.done = True
+        return False
 
     def take_completion(self, body: bytes) -> None:
         """Take a whole completion, which servers send that ignore `stream`. Raises as `receive`."""
@@ -187,7 +235,6 @@ class Taking:
             raise
         if items:
             resumption.passed(event)
-        self.done = done
         return done
 
     def _take(self, items: tuple[ChatItem, ...], size: int) -> bool:

@@ -8,8 +8,8 @@ was asked and answered, and keys.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
@@ -88,9 +88,8 @@ class ReplyTelemetry:
         """Around all that the receiving task does: a refresh, say, is part of the reply."""
         return self._span.current()
 
-    @contextmanager
-    def attempt(self, attempt: Attempt) -> Generator[None]:
-        """Around one attempt: sending, receiving, and saying in `attempt.cause` what ended it."""
+    def begin_attempt(self, attempt: Attempt) -> AbstractContextManager[object]:
+        """An attempt begins; give it back to `end_attempt`. Be in the context while it is sent."""
         self._attempts += 1
         about: dict[str, str | int] = {
             "gz_trio.attempt.number": self._attempts,
@@ -98,25 +97,20 @@ class ReplyTelemetry:
         }
         where = {name: self._labels[name] for name in ("server.address", "server.port")}
         span = Span("gz_trio.attempt", {**where, **about}, client=True)
-        told = self._attempt = _Attempt(span, about)
+        self._attempt = _Attempt(span, about)
         message = "attempt %d begins"
         self._log(logging.DEBUG, "gz_trio.attempt.started", about, message, self._attempts)
-        raised: BaseException | None = None
-        try:
-            with span.current():
-                yield
-        except BaseException as error:
-            raised = error
-            raise
-        finally:
-            self._attempt = None
-            self._tell_attempt(told, attempt, raised)
+        return span.current()
 
-    def _tell_attempt(self, told: _Attempt, attempt: Attempt, raised: BaseException | None) -> None:
-        about = told.about
-        error = attempt.cause or (raised if isinstance(raised, Exception) else None)
-        # Whoever leaves behind the end of the reply has missed nothing.
-        left = raised is not None and not self._ended
+    def end_attempt(self, attempt: Attempt, *, left: bool = False) -> None:
+        """It is over: by `attempt.cause`, or because the reader `left`, or complete."""
+        told, self._attempt = self._attempt, None
+        if told is not None:
+            # Whoever leaves behind the end of the reply has missed nothing.
+            self._tell_attempt(told, attempt, left=left and not self._ended)
+
+    def _tell_attempt(self, told: _Attempt, attempt: Attempt, *, left: bool) -> None:
+        about, error = told.about, attempt.cause
         outcome = "failed" if error is not None else "left" if left else "complete"
         about["gz_trio.outcome"] = outcome
         about["gz_trio.attempt.tokens"] = attempt.tokens

@@ -5,123 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from math import inf
 from time import perf_counter_ns
-from typing import Protocol
 
 import trio
 
 from .._background import Background
 from .._protocol.errors import APIConnectionError, GatewayError
 from .content_coding import ContentDecoder, content_decoder
-from .demux import RECEIVE_BYTES, SocketOwner
+from .deadlines import Deadline, Deadlines
 from .http1 import ResponseReader
 from .interface import BodyConsumer, Wait
+from .link import Link, LinkOwner
 from .origin import Origin
 from .tls import TlsClient
 
-SEND_BYTES = 64 * 1024
-"""So much goes into a Trio stream at once."""
-
 UNSENT_BYTES = 64 * 1024
 """What TLS may have to answer to a peer that does not read; more ends the connection."""
-
-
-class Link(Protocol):
-    """What carries a connection's bytes: a socket that a demultiplexer reads, or a Trio stream."""
-
-    owner: SocketOwner
-
-    def start_reading(self) -> None:
-        """Hand over what comes from now on, where that needs no waiting."""
-        ...
-
-    def stop_reading(self) -> None:
-        """Leave what comes where it is."""
-        ...
-
-    async def wait(self) -> None:
-        """Hand over what comes; until `wake` is called, or for a while. A checkpoint."""
-        ...
-
-    def wake(self) -> None:
-        """Let `wait` return."""
-        ...
-
-    def has_unread(self) -> bool:
-        """Whether something came, or the end, and was not handed over yet; as far as it knows."""
-        ...
-
-    def send_now(self, data: bytearray) -> None:
-        """Send what goes without waiting, and take it out of `data`."""
-        ...
-
-    async def send_all(self, data: bytearray, on_wait: Callable[[], None] | None = None) -> None:
-        """Send all, and take it out of `data`; `on_wait` comes before each wait. A checkpoint."""
-        ...
-
-    def close(self) -> None:
-        """Close it at once."""
-        ...
-
-
-class StreamLink:
-    """A Trio stream, which is read by whoever waits for it.
-
-    Args:
-        stream: The stream.
-        owner: Who gets what is read.
-        nursery: Where it is closed.
-    """
-
-    def __init__(self, stream: trio.abc.Stream, owner: SocketOwner, nursery: trio.Nursery) -> None:
-        self._stream = stream
-        self._nursery = nursery
-        self._closed = False
-        self.owner = owner
-
-    def start_reading(self) -> None:
-        pass
-
-    def stop_reading(self) -> None:
-        pass
-
-    async def wait(self) -> None:
-        try:
-            data = bytes(await self._stream.receive_some(RECEIVE_BYTES))
-        except trio.BrokenResourceError as error:
-            self.owner.connection_lost(error)
-            return
-        try:
-            if data:
-                self.owner.data_received(data, perf_counter_ns())
-            else:
-                self.owner.connection_lost(None)
-        except BaseException as error:  # noqa: ASYNC103 - raised by whoever waits
-            self.owner.connection_lost(error)
-
-    def wake(self) -> None:
-        pass
-
-    def has_unread(self) -> bool:
-        return False
-
-    def send_now(self, data: bytearray) -> None:
-        pass
-
-    async def send_all(  # noqa: ASYNC910 - there is something to send
-        self, data: bytearray, on_wait: Callable[[], None] | None = None
-    ) -> None:
-        while data:
-            if on_wait is not None:
-                on_wait()
-            sending = bytes(data[:SEND_BYTES])
-            await self._stream.send_all(sending)
-            del data[: len(sending)]
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._nursery.start_soon(trio.aclose_forcefully, self._stream)
 
 
 class Connection:
@@ -131,23 +31,26 @@ class Connection:
         origin: Where it leads.
         make_link: Gives the link, for its owner.
         tls: The TLS that is spoken over it, or `None`.
-        release: Called with it when an exchange is left; see `end_exchange`.
+        release: Called with it when an exchange is left; see `reusable`.
+        deadlines: Of the responses that come over it.
     """
 
     __slots__ = (
-        "_closed", "_exchange", "_handshaking", "_outgoing", "_sending", "_tls", "_unsent_bytes",
-        "idle_since", "link", "lost", "on_idle_end", "origin", "release",
+        "_closed", "_exchange", "_handshaking", "_outgoing", "_release", "_sending", "_tls",
+        "_unsent_bytes", "deadlines", "idle_since", "link", "lost", "on_idle_end", "origin",
     )  # fmt: skip
 
     def __init__(
         self,
         origin: Origin,
-        make_link: Callable[[SocketOwner], Link],
+        make_link: Callable[[LinkOwner], Link],
         tls: TlsClient | None,
         release: Callable[[Connection], None],
+        deadlines: Deadlines,
     ) -> None:
         self.origin = origin
-        self.release = release
+        self.deadlines = deadlines
+        self._release = release
         self.idle_since = 0.0
         self.lost: BaseException | None = None
         self.on_idle_end: Callable[[Connection], None] | None = None
@@ -163,7 +66,7 @@ class Connection:
     # What the link hands over
 
     def data_received(self, data: bytes, arrived_ns: int) -> None:
-        """Bytes came; see `SocketOwner`."""
+        """Bytes came; see `LinkOwner`."""
         if self._tls is not None:
             self._tls.receive(data)
             self._read_tls(self._tls, arrived_ns)
@@ -198,7 +101,7 @@ class Connection:
                 raise APIConnectionError(f"{self.origin} does not read what TLS has to answer")
 
     def connection_lost(self, error: BaseException | None) -> None:
-        """Nothing more comes; see `SocketOwner`."""
+        """Nothing more comes; see `LinkOwner`."""
         if self.lost is not None:
             return
         if error is None and self._tls is not None:
@@ -225,6 +128,11 @@ class Connection:
 
     def _lose(self, error: BaseException) -> None:
         self.lost = error
+        if self._exchange is not None:
+            try:
+                self.check()
+            except BaseException as told:  # noqa: ASYNC103 - raised by whoever wants the rest
+                self._exchange.lost(told)
         self.link.wake()
         if self.on_idle_end is not None:
             self.on_idle_end(self)
@@ -336,11 +244,13 @@ class Connection:
     def leave(self, exchange: Exchange) -> None:
         """`exchange` is over: give the connection back, unless another one is under way."""
         if self._exchange is exchange:
-            self.release(self)
+            self._release(self)
+            self._exchange = None
 
-    def end_exchange(self) -> bool:
-        """Leave the exchange that is under way; whether there can be another one."""
-        exchange, self._exchange = self._exchange, None
+    @property
+    def reusable(self) -> bool:
+        """Whether there can be another exchange."""
+        exchange = self._exchange
         return (
             exchange is not None
             and exchange.reader.reusable
@@ -356,8 +266,7 @@ class Connection:
         self._closed = True
         self.on_idle_end = None
         if self.lost is None:
-            self.lost = trio.ClosedResourceError("the connection was closed here")
-        self.link.wake()
+            self._lose(trio.ClosedResourceError("the connection was closed here"))
         with suppress(OSError, GatewayError):
             if self._tls is not None and not self._handshaking and not self._sending:
                 self._tls.close()
@@ -375,7 +284,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_arrived_ns", "_connection", "_consumer", "_decoder", "_raised", "enough", "reader",
+        "_arrived_ns", "_connection", "_consumer", "_deadline", "_decoder", "_unheard", "enough",
+        "reader",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, reader: ResponseReader) -> None:
@@ -384,8 +294,9 @@ class Exchange:
         self._connection = connection
         self._consumer: BodyConsumer | None = None
         self._decoder: ContentDecoder | None = None
+        self._deadline: Deadline | None = None
+        self._unheard = True  # Since the consumer was given, nothing has come.
         self._arrived_ns = 0
-        self._raised: BaseException | None = None  # By the consumer, or by the decoder.
 
     @property
     def status(self) -> int:
@@ -400,20 +311,20 @@ class Exchange:
     # What the connection hands over
 
     def data_received(self, data: bytes, arrived_ns: int) -> None:
-        """Bytes of the response came; see `SocketOwner`."""
+        """Bytes of the response came; see `LinkOwner`."""
         reader, consumer = self.reader, self._consumer
         reader.feed(data)
-        if consumer is not None:
-            if self._decoder is None and not reader.complete:  # the usual case, at its fastest
-                body = reader.take_body()
-                if not body or not self._give(consumer, body, arrived_ns):
-                    return
+        if consumer is None:
+            self._arrived_ns = arrived_ns
+            if reader.head_complete:
+                self._connection.link.stop_reading()  # Until somebody wants more.
+            self._connection.link.wake()
+        elif self._decoder is not None or self._unheard or reader.complete:
             self._hand_over(consumer, arrived_ns)
-            return
-        self._arrived_ns = arrived_ns
-        if self.reader.head_complete:
-            self._connection.link.stop_reading()  # Until somebody wants more.
-        self._connection.link.wake()
+        else:  # the usual case, at its fastest
+            body = reader.take_body()
+            if body and consumer.receive(body, arrived_ns):
+                self._stop_for_now(arrived_ns)
 
     def ended(self) -> None:
         """The server has ended the connection; raises where the response is not complete."""
@@ -421,39 +332,57 @@ class Exchange:
         if self._consumer is not None:
             self._hand_over(self._consumer, self._arrived_ns)
 
+    def lost(self, error: BaseException) -> None:
+        """The connection has ended, or broke."""
+        if self._consumer is not None:
+            self._stop(error)
+
     def _hand_over(self, consumer: BodyConsumer, arrived_ns: int) -> None:
-        body = self.reader.take_body()
-        decoder = self._decoder
-        if decoder is None:
-            if body:
-                self._give(consumer, body, arrived_ns)
-        else:
-            body = self._decode(decoder, body)
-            while body:
-                self._give(consumer, body, arrived_ns)
-                if self.enough:
-                    break
-                body = self._decode(decoder, b"")
-        if self.enough or self.reader.complete:
-            self._arrived_ns = arrived_ns
-            self._connection.link.stop_reading()
-            self._connection.link.wake()
+        """Hand over what came, and was not taken out of the reader and the decoder yet."""
+        body, decoder = self.reader.take_body(), self._decoder
+        if decoder is not None:
+            body = decoder.decode(body)
+        while body:
+            if consumer.receive(body, arrived_ns):
+                self._stop_for_now(arrived_ns)
+                return
+            if self._unheard:
+                self._unheard = False
+                self._expect(consumer.deadline())
+            body = b"" if decoder is None or not decoder.has_more else decoder.decode(b"")
+        if self.reader.complete:
+            if decoder is not None:
+                decoder.finish()
+            self._stop(None)
 
-    def _give(self, consumer: BodyConsumer, body: bytes, arrived_ns: int) -> bool:
-        try:
-            self.enough = consumer.receive(body, arrived_ns)
-        except BaseException as error:
-            self._raised = error
-            raise
-        return self.enough
+    def _stop_for_now(self, arrived_ns: int) -> None:
+        self.enough = True
+        self._consumer = None
+        self._arrived_ns = arrived_ns
+        self._expect(inf)
+        self._connection.link.stop_reading()
 
-    def _decode(self, decoder: ContentDecoder, data: bytes) -> bytes:
-        try:
-            return decoder.decode(data) if data or decoder.has_more else b""
-        except BaseException as error:
-            # The response may be complete by now, and not look as if it had failed.
-            self._raised = error
-            raise
+    def _stop(self, error: BaseException | None) -> None:
+        consumer, self._consumer = self._consumer, None
+        self._expect(inf)
+        self.close()
+        if consumer is not None:
+            consumer.stopped(error)
+
+    def _expect(self, at: float) -> None:
+        """More has to come until then. Whether it does is looked at then, and not before."""
+        if self._deadline is not None:
+            self._connection.deadlines.cancel(self._deadline)
+        self._deadline = self._connection.deadlines.set(at, self._look)
+
+    def _look(self) -> None:
+        self._deadline = None
+        if self._consumer is not None:
+            at = self._consumer.deadline()
+            if at > trio.current_time():
+                self._expect(at)
+            else:
+                self._stop(trio.TooSlowError())
 
     # What is done with it
 
@@ -478,7 +407,8 @@ class Exchange:
             if body := self._take():
                 return body
             if self.reader.complete:
-                self._finish()
+                if self._decoder is not None:
+                    self._decoder.finish()
                 return b""
             if not self._connection.resume(self._arrived_ns):
                 self._connection.check()
@@ -486,39 +416,28 @@ class Exchange:
 
     def _take(self) -> bytes:
         body = self.reader.take_body()
-        return body if self._decoder is None else self._decode(self._decoder, body)
+        if self._decoder is None:
+            return body
+        return self._decoder.decode(body) if body or self._decoder.has_more else b""
 
-    def _finish(self) -> None:
-        if self._decoder is not None:
-            self._decoder.finish()
-
-    async def feed(self, consumer: BodyConsumer) -> bool:
-        """Hand the body over as it comes; see `Response.feed`."""
-        connection, link = self._connection, self._connection.link
+    def start(self, consumer: BodyConsumer) -> None:
+        """Hand the body over as it comes; see `Response.start`."""
         self.enough = False
         self._consumer = consumer
+        self._unheard = True
         try:
+            self._expect(consumer.deadline())
             self._hand_over(consumer, self._arrived_ns)
-            if not self.enough:
-                connection.resume(self._arrived_ns)
-            while self._raised is None and not (self.enough or self.reader.complete):
-                connection.check()
-                with trio.move_on_at(consumer.deadline()) as scope:
-                    await link.wait()
-                if scope.cancelled_caught and consumer.deadline() <= trio.current_time():
-                    raise trio.TooSlowError
-            if self._raised is not None:
-                raise self._raised
-            if not self.enough:
-                self._finish()
-            return not self.enough
-        finally:
-            self._consumer = None
+            if self._consumer is not None:
+                self._connection.resume(self._arrived_ns)
+            if self._consumer is not None:
+                self._connection.check()
+                self._connection.link.start_reading()
+        except BaseException as error:  # noqa: ASYNC103 - told to the consumer
+            self._stop(error)
 
-    @trio.lowlevel.enable_ki_protection
-    async def aclose(self) -> None:
-        """Give the connection back where the body was read to its end, else close it.
-
-        Any number of times.
-        """
+    def close(self) -> None:
+        """Give the connection back where the body was read to its end, else close it."""
+        self._consumer = None
+        self._expect(inf)
         self._connection.leave(self)

@@ -17,12 +17,11 @@ from types import ModuleType
 from typing import Protocol
 
 import trio
-from trio.lowlevel import Abort, RaiseCancelT
+
+from .link import RECEIVE_BYTES, Link, LinkOwner
 
 BATCH = 64
 """So many sockets are read before every other task, and cancellation, gets its turn."""
-
-RECEIVE_BYTES = 64 * 1024
 
 
 class Poller(Protocol):
@@ -95,26 +94,7 @@ def make_poller(module: ModuleType = select) -> Poller | None:
     return None
 
 
-class SocketOwner(Protocol):
-    """Whose socket it is: what is read goes there."""
-
-    def data_received(self, data: bytes, arrived_ns: int) -> None:
-        """Bytes came, never none.
-
-        Whatever it raises comes back to it as `connection_lost`, and to nobody else.
-
-        Args:
-            data: At most `RECEIVE_BYTES`.
-            arrived_ns: When, in nanoseconds on the clock of `time.perf_counter_ns`.
-        """
-        ...
-
-    def connection_lost(self, error: BaseException | None) -> None:
-        """Nothing more comes: the peer has ended the connection, or `error` has. Never raises."""
-        ...
-
-
-class DemuxedSocket:
+class DemuxedSocket(Link):
     """A connected, non-blocking socket that a `Demux` reads for its owner, whenever it wants to.
 
     Args:
@@ -123,15 +103,14 @@ class DemuxedSocket:
         owner: Who gets what is read.
     """
 
-    __slots__ = ("_demux", "_fd", "_registered", "_sock", "_waiting", "owner", "reading", "receive")
+    __slots__ = ("_demux", "_fd", "_registered", "_sock", "reading", "receive")
 
-    def __init__(self, demux: Demux, sock: socket.socket, owner: SocketOwner) -> None:
+    def __init__(self, demux: Demux, sock: socket.socket, owner: LinkOwner) -> None:
+        super().__init__(owner)
         self._demux = demux
         self._sock = sock
         self._fd = sock.fileno()
         self._registered = False
-        self._waiting: trio.lowlevel.Task | None = None
-        self.owner = owner
         self.receive = sock.recv
         self.reading = False
 
@@ -161,28 +140,6 @@ class DemuxedSocket:
         if self._registered:
             self._registered = False
             self._demux.unregister(self._fd)
-
-    @trio.lowlevel.enable_ki_protection  # or `wake` may find a task that is no longer waiting
-    async def wait(self) -> None:
-        """Hand over what comes until `wake` is called. A checkpoint.
-
-        Raises:
-            trio.ClosedResourceError: As for `start_reading`.
-        """
-        self.start_reading()
-        self._waiting = trio.lowlevel.current_task()
-
-        def abort(_raise_cancel: RaiseCancelT) -> Abort:
-            self._waiting = None
-            return Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
-
-    def wake(self) -> None:
-        """Let `wait` return, if anybody waits."""
-        if self._waiting is not None:
-            task, self._waiting = self._waiting, None
-            trio.lowlevel.reschedule(task)
 
     def has_unread(self) -> bool:
         """Whether something came, or the end, and was not handed over yet."""
@@ -238,7 +195,6 @@ class Demux:
         self._poller = poller
         self._sockets: dict[int, DemuxedSocket] = {}
         self._closed = False
-        self._scope = trio.CancelScope(shield=True)
 
     def register(self, fd: int, demuxed: DemuxedSocket) -> None:
         """Read a socket from now on.
@@ -259,25 +215,19 @@ class Demux:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Read until `stop`; what is still open is lost then, and its owners are told.
-
-        Not until cancelled: whoever is left may have something to finish, and needs it read.
-        """
+        """Read until cancelled; what is still open is lost then, and its owners are told."""
         why: Exception = ConnectionError("the task that reads the connections has failed")
         try:
-            with self._scope:
-                await self._read_all()
+            await self._read_all()
+        except trio.Cancelled:
             why = trio.ClosedResourceError("the transport was closed")
+            raise
         finally:
             self._closed = True
             for demuxed in list(self._sockets.values()):
                 demuxed.unregister()
                 demuxed.owner.connection_lost(why)
             self._poller.close()
-
-    def stop(self) -> None:
-        """Let `run` end."""
-        self._scope.cancel()
 
     async def _read_all(self) -> None:
         poll = self._poller.poll

@@ -18,6 +18,7 @@ from typing import cast
 import httpx
 import trio
 
+from .._background import Background
 from .._protocol.errors import APIConnectionError, ProtocolError
 from .content_coding import ContentDecoder, content_decoder
 from .interface import BodyConsumer, Request
@@ -44,11 +45,16 @@ class HttpxTransport:
     Args:
         client: The one client to use; `None`: as many of our own as are needed.
         ssl_context: For those.
+        nursery: Where responses are read, and closed.
     """
 
     def __init__(
-        self, client: httpx.AsyncClient | None, ssl_context: ssl.SSLContext | None = None
+        self,
+        client: httpx.AsyncClient | None,
+        ssl_context: ssl.SSLContext | None,
+        nursery: trio.Nursery,
     ) -> None:
+        self.nursery = nursery
         self.module = httpx if client is None else _module_of(client)
         self._unreachable: tuple[type[Exception], ...] = (
             self.module.ConnectError,
@@ -140,6 +146,8 @@ class HttpxResponse:
         self._chunks = aiter(cast("httpx.AsyncByteStream", response.stream))
         coding = response.headers.get("content-encoding", "")
         self._decoder = content_decoder(coding, Origin.of(self._url))
+        self._feeding: trio.CancelScope | None = None
+        self._closed = False
 
     @property
     def status(self) -> int:
@@ -168,19 +176,52 @@ class HttpxResponse:
             decoder.finish()
         return b""
 
-    async def feed(self, consumer: BodyConsumer) -> bool:
-        """Hand the body over as it comes; see `Response.feed`."""
-        while True:
-            with trio.fail_at(consumer.deadline()):
-                data = await self.receive()
-            if not data:
-                return True
-            if consumer.receive(data, perf_counter_ns()):
-                return False
+    def start(self, consumer: BodyConsumer) -> None:
+        """Hand the body over as it comes; see `Response.start`."""
+        self._feeding = trio.CancelScope()
+        self._transport.nursery.start_soon(self._feed, consumer, self._feeding)
 
-    async def aclose(self) -> None:
-        """Close the response, in a bounded time even if cancelled. Call it once."""
+    @trio.lowlevel.enable_ki_protection
+    async def _feed(self, consumer: BodyConsumer, scope: trio.CancelScope) -> None:
+        error: BaseException | None = None
+        enough = False
+        try:
+            with scope:
+                while not enough:
+                    with trio.fail_at(consumer.deadline()):
+                        data = await self.receive()
+                    if not data:
+                        break
+                    enough = consumer.receive(data, perf_counter_ns())
+                self._feeding = None
+        except trio.Cancelled:
+            error = trio.ClosedResourceError("the transport was closed")
+            raise
+        except BaseException as raised:  # noqa: ASYNC103 - told to the consumer
+            error = raised
+        finally:
+            if not enough:
+                if self._left():
+                    consumer.stopped(error)
+                await self._aclose()
+
+    def close(self) -> None:
+        """Close the response, soon; a bounded time later it is closed."""
+        if self._left():
+            if self._feeding is not None:
+                self._feeding.cancel()
+            else:
+                self._transport.nursery.start_soon(self._aclose)
+
+    def _left(self) -> bool:
+        """Nothing more is wanted; whether that is new."""
+        if self._closed:
+            return False
+        self._closed = True
         self._lane.active -= 1
+        return True
+
+    async def _aclose(self) -> None:
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             # Inside httpx are async generators within async generators. Left suspended, they
             # would be finalised by the garbage collector; a cancelled read unwinds them all.
@@ -196,12 +237,13 @@ async def open_httpx_transport(
     client: httpx.AsyncClient | None, ssl_context: ssl.SSLContext | None = None
 ) -> AsyncGenerator[HttpxTransport]:
     """A transport over `client`, which stays its owner's, or over clients of our own."""
-    transport = HttpxTransport(client, ssl_context)
-    try:
-        yield transport
-    finally:
-        if client is None:
-            await transport.aclose()
+    async with Background("connections") as nursery:
+        transport = HttpxTransport(client, ssl_context, nursery)
+        try:
+            yield transport
+        finally:
+            if client is None:
+                await transport.aclose()
 
 
 async def _more_of(decoder: ContentDecoder) -> bytes:

@@ -270,7 +270,7 @@ class _Body:
 
     Args:
         module: The client's.
-        exchange: Whose body it is. It is its own consumer: of one piece at a time.
+        exchange: Whose body it is.
         origin: Messages name it.
         patience: How long to wait for each piece.
     """
@@ -282,42 +282,30 @@ class _Body:
         self._exchange = exchange
         self._origin = origin
         self._patience = patience
-        self._piece = b""
-        self._deadline = inf
         self._closed = False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
-        """The next bytes, as they came. A checkpoint, but no other task runs if they are there."""
+        """The next bytes, as they came. A checkpoint."""
         if self._closed:
             raise self._module.StreamClosed
-        await trio.lowlevel.checkpoint_if_cancelled()
-        self._deadline = self._patience.deadline("read")
         try:
-            ended = await self._exchange.feed(self)
+            with trio.fail_at(self._patience.deadline("read")):
+                piece = await self._exchange.receive()
         except trio.TooSlowError:
             raise self._patience.too_late(self._module, self._origin) from None
         except (APIConnectionError, trio.ClosedResourceError) as error:
             raise _broken(self._module, error) from error
-        if ended:
+        if not piece:
             raise StopAsyncIteration
-        return self._piece
-
-    def receive(self, data: bytes, arrived_ns: int) -> bool:  # noqa: ARG002
-        """See `BodyConsumer.receive`."""
-        self._piece = data
-        return True
-
-    def deadline(self) -> float:
-        """See `BodyConsumer.deadline`."""
-        return self._deadline
+        return piece
 
     async def aclose(self) -> None:  # noqa: ASYNC910
         """Give the connection back, or close it. No checkpoint: it never waits."""
         self._closed = True
-        await self._exchange.aclose()
+        self._exchange.close()
 
 
 def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -50,6 +50,8 @@ class BodyConsumer(Protocol):
     def receive(self, data: bytes, arrived_ns: int) -> bool:
         """Take the next bytes, as `Response.receive` gives them; whether that is enough for now.
 
+        What it raises closes the response, and comes back by `stopped`.
+
         Args:
             data: Not empty.
             arrived_ns: When they came, in nanoseconds on the clock of `time.perf_counter_ns`.
@@ -59,13 +61,23 @@ class BodyConsumer(Protocol):
     def deadline(self) -> float:
         """When the next bytes have to be here, in seconds on Trio's clock.
 
-        Asked again whenever it has passed, so that it may move with each `receive`.
+        Asked when a response is started, at the first bytes after that, and whenever what was said
+        then has passed: so it may move on with each `receive`.
+        """
+        ...
+
+    def stopped(self, error: BaseException | None) -> None:
+        """No more comes, and the response is closed. Must not raise.
+
+        Args:
+            error: `None` at the body's proper end; `trio.TooSlowError` where the deadline has
+                passed; else what `Response.receive` would have raised, or `receive` has.
         """
         ...
 
 
 class Response(Protocol):
-    """A response whose head has come, and whose body is being read."""
+    """A response whose head has come."""
 
     @property
     def status(self) -> int:
@@ -88,21 +100,19 @@ class Response(Protocol):
         """
         ...
 
-    async def feed(self, consumer: BodyConsumer) -> bool:
-        """Hand the body over as it comes: whether it has ended, rather than been left.
+    def start(self, consumer: BodyConsumer) -> None:
+        """Hand the body over as it comes, without any task to wait for it.
 
-        May be called again after it was left, was cancelled, or raised `trio.TooSlowError`. A
-        checkpoint, if it waits. What `consumer` raises comes out as it is.
-
-        Raises:
-            trio.TooSlowError: The consumer's deadline has passed.
-            APIConnectionError: The connection broke before the end.
-            ProtocolError: The bytes are not what HTTP allows.
+        What is there already is handed over at once. Until the consumer has had enough: then it
+        may be started again.
         """
         ...
 
-    async def aclose(self) -> None:
-        """Give the connection back where the body was read to its end, else close it."""
+    def close(self) -> None:
+        """Give the connection back where the body was read to its end, else close it.
+
+        A consumer hears nothing more. Any number of times.
+        """
         ...
 
 

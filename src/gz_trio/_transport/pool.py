@@ -14,10 +14,12 @@ import trio
 
 from .._background import Background
 from .._protocol.errors import APIConnectionError
-from .connection import Connection, Exchange, Link, StreamLink
-from .demux import Demux, DemuxedSocket, SocketOwner, make_poller
+from .connection import Connection, Exchange
+from .deadlines import Deadlines
+from .demux import Demux, DemuxedSocket, make_poller
 from .http1 import ResponseReader, encode_request
 from .interface import Request, Wait
+from .link import Link, LinkOwner, StreamLink
 from .origin import Origin, parse_url
 from .tls import TlsClient, default_ssl_context
 
@@ -46,12 +48,17 @@ class Pool:
     def __init__(
         self,
         nursery: trio.Nursery,
+        *,
+        scope: trio.CancelScope,
         demux: Demux | None,
+        deadlines: Deadlines,
         ssl_context: ssl.SSLContext | None,
         connect: Connect,
     ) -> None:
         self._nursery = nursery
+        self._scope = scope
         self._demux = demux
+        self._deadlines = deadlines
         self._ssl_context = ssl_context
         self._connect_link = connect
         self._connects = trio.CapacityLimiter(CONNECTS_AT_ONCE)
@@ -121,8 +128,8 @@ class Pool:
         if self._closed:
             await trio.aclose_forcefully(stream)
             raise trio.ClosedResourceError("the transport was closed")
-        make_link: Callable[[SocketOwner], Link] = partial(self._link, stream)
-        connection = Connection(origin, make_link, tls, self._release)
+        make_link: Callable[[LinkOwner], Link] = partial(self._link, stream)
+        connection = Connection(origin, make_link, tls, self._release, self._deadlines)
         self._open.add(connection)
         try:
             await connection.handshake()
@@ -131,7 +138,7 @@ class Pool:
             raise
         return connection
 
-    def _link(self, stream: trio.abc.Stream, owner: SocketOwner) -> Link:
+    def _link(self, stream: trio.abc.Stream, owner: LinkOwner) -> Link:
         if self._demux is None or not isinstance(stream, trio.SocketStream):
             return StreamLink(stream, owner, self._nursery)
         sock = stream.socket
@@ -161,7 +168,7 @@ class Pool:
 
     def _release(self, connection: Connection) -> None:
         """An exchange on `connection` was left: keep it, or close it."""
-        if not connection.end_exchange() or connection not in self._open:
+        if not connection.reusable or connection not in self._open:
             self._close(connection)
             return
         kept = self._idle.setdefault(connection.origin, {})
@@ -191,6 +198,7 @@ class Pool:
         self._closed = True
         for connection in list(self._open):
             self._close(connection)
+        self._scope.cancel()
 
 
 @asynccontextmanager
@@ -205,19 +213,42 @@ async def open_pool(
         connect: Opens what connections go over. A socket is read by the one task, any other
             stream by whoever waits for it.
     """
-    poller = make_poller()
     async with Background("connections") as nursery:
-        demux = None
-        if poller is not None:
-            demux = Demux(poller)
-            nursery.start_soon(demux.run)
-        pool = Pool(nursery, demux, ssl_context, connect)
+        pool: Pool = await nursery.start(_run, ssl_context, connect)
         try:
             yield pool
         finally:
             pool.close()
-            if demux is not None:
-                demux.stop()
+
+
+@trio.lowlevel.enable_ki_protection
+async def _run(
+    ssl_context: ssl.SSLContext | None, connect: Connect, task_status: trio.TaskStatus[Pool]
+) -> None:
+    """Do what a pool has to have done in the background.
+
+    Not until cancelled, but until the pool is closed: whoever is about to leave may have something
+    to finish, and needs its connections for it.
+    """
+    poller = make_poller()
+    with trio.CancelScope(shield=True) as scope:
+        async with trio.open_nursery() as nursery:
+            demux = None
+            if poller is not None:
+                demux = Demux(poller)
+                nursery.start_soon(demux.run)
+            deadlines = Deadlines()
+            nursery.start_soon(deadlines.run)
+            task_status.started(
+                Pool(
+                    nursery,
+                    scope=scope,
+                    demux=demux,
+                    deadlines=deadlines,
+                    ssl_context=ssl_context,
+                    connect=connect,
+                )
+            )
 
 
 def _errnos(error: BaseException) -> set[int | None]:

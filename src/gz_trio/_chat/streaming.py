@@ -1,0 +1,66 @@
+"""The block in which a reply streams: it opens on entry, and on leaving nothing of it is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+import trio
+
+from .._protocol.errors import GatewayError
+from .receiving import Receiver
+from .reply import Reply
+
+
+class ReplyBlock:
+    """What `Gateway.stream` and `Session.stream` give, for `async with`; gives a `Reply`.
+
+    A class rather than a generator, because there are as many as there are streams.
+
+    Args:
+        make: Makes the reply, and what receives it.
+        on_complete: Called with it when the block is left without an exception, and it is complete.
+    """
+
+    __slots__ = ("_make", "_on_complete", "_receiver", "_reply")
+
+    def __init__(
+        self,
+        make: Callable[[], tuple[Receiver, Reply]],
+        on_complete: Callable[[Reply], None] | None = None,
+    ) -> None:
+        self._make: Callable[[], tuple[Receiver, Reply]] | None = make
+        self._on_complete = on_complete
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aenter__(self) -> Reply:
+        """Begin. Not a checkpoint: it is reading that waits."""
+        if self._make is None:
+            raise RuntimeError("a reply streams once: call stream() again for another")
+        self._receiver, self._reply = self._make()
+        self._make = None
+        self._receiver.start()
+        return self._reply
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aexit__(  # noqa: ASYNC910 - where there is something to wait for
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """End whatever is under way."""
+        try:
+            if error is None and self._on_complete is not None and self._reply.complete:
+                self._on_complete(self._reply)
+        finally:
+            await self._receiver.aclose()
+        crash = self._receiver.crash
+        if crash is None:
+            return
+        if error is not None:
+            error.add_note(f"also, in the background of the reply: {crash!r}")
+            return
+        raise GatewayError(
+            f"the reply stopped: a background task failed ({type(crash).__name__})"
+        ) from crash
