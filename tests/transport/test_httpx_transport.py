@@ -29,7 +29,7 @@ import gz_trio
 import gz_trio._transport.httpx_transport
 import gz_trio._transport.pool
 from gz_trio import httpx_transport
-from gz_trio._transport.connection import StreamLink
+from gz_trio._transport.link import StreamLink
 from gz_trio._transport.origin import Origin
 from gz_trio._transport.pool import open_pool
 from gz_trio.testing import Cut, FakeGateway, Reset, Stall
@@ -605,6 +605,7 @@ async def test_a_connection_that_ended_while_the_program_was_busy_is_not_used(
             closed.set()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)  # where nobody connects any more
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with open_client(module) as client, trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, accept_and_answer_twice)
