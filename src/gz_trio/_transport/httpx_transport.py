@@ -67,8 +67,8 @@ def httpx_transport(
 ) -> object:
     """A transport for an httpx client on Trio: this library's connections under httpx's API.
 
-    One task reads all its connections, so a stream costs a fraction of what it does with httpx's
-    own transport. Redirects, cookies, authentication and content codings stay the client's. It
+    One task reads all its connections, so a stream takes about half the CPU time that it takes
+    with httpx's own transport; most of the rest is httpx itself. Redirects, cookies, authentication and content codings stay the client's. It
     raises the errors of the client's module that the client's own transport would.
 
     It has to be entered before the first request, for that task: either by itself, or by its
