@@ -68,8 +68,9 @@ def httpx_transport(
     """A transport for an httpx client on Trio: this library's connections under httpx's API.
 
     One task reads all its connections, so a stream takes about half the CPU time that it takes
-    with httpx's own transport; most of the rest is httpx itself. Redirects, cookies, authentication and content codings stay the client's. It
-    raises the errors of the client's module that the client's own transport would.
+    with httpx's own transport; most of the rest is httpx itself. Redirects, cookies, authentication
+    and content codings stay the client's. It raises the errors of the client's module that the
+    client's own transport would.
 
     It has to be entered before the first request, for that task: either by itself, or by its
     client, which enters and leaves its transport with its own `async with`. Both at once is fine,
