@@ -807,6 +807,20 @@ async def test_a_connection_whose_sink_raised_is_not_used_again(
             assert len(fake.requests) == number
 
 
+async def test_a_sink_that_raises_for_what_was_buffered_ends_the_receiving_that_waited_for_room(
+    autojump_clock: MockClock,
+) -> None:
+    fake = FakeGateway(answer=lambda _, __: LARGE)
+    async with open_over(fake) as gateway, gateway.stream(BODY) as reply:
+        await wait_all_tasks_blocked()
+        with pytest.raises(Mine):
+            await raising(Mine(), is_text(5)).drain(reply)
+        await wait_all_tasks_blocked()
+        assert reply.attempts[0].ended is not None
+        buffer = reply._buffer  # pyright: ignore[reportPrivateUsage]
+        assert (buffer.empty, buffer.buffered_bytes) == (True, 0)
+
+
 async def test_a_sink_that_cancels_and_raises_has_raised(autojump_clock: MockClock) -> None:
     """As in any function that does so: cancellation comes at the next checkpoint."""
     fake = FakeGateway(token_interval=1.0)
@@ -817,7 +831,7 @@ async def test_a_sink_that_cancels_and_raises_has_raised(autojump_clock: MockClo
             raise KeyboardInterrupt
 
         sink = Sink(at(4, stop))
-        with trio.CancelScope() as scope, pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), trio.CancelScope() as scope:
             await sink.drain(reply)
         await trio.sleep(5)
         assert len(sink.deltas) == 5  # The role's chunk, and four tokens
