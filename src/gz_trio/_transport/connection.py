@@ -323,8 +323,11 @@ class Exchange:
             self._hand_over(consumer, arrived_ns)
         else:  # the usual case, at its fastest
             body = reader.take_body()
-            if body and consumer.receive(body, arrived_ns):
-                self._stop_for_now(arrived_ns)
+            try:
+                if body and consumer.receive(body, arrived_ns):
+                    self._stop_for_now(arrived_ns)
+            except BaseException as error:  # noqa: ASYNC103 - told to the consumer
+                self._stop(error)
 
     def ended(self) -> None:
         """The server has ended the connection; raises where the response is not complete."""
@@ -343,7 +346,12 @@ class Exchange:
         if decoder is not None:
             body = decoder.decode(body)
         while body:
-            if consumer.receive(body, arrived_ns):
+            try:
+                enough = consumer.receive(body, arrived_ns)
+            except BaseException as error:  # noqa: ASYNC103 - told to the consumer
+                self._stop(error)
+                return
+            if enough:
                 self._stop_for_now(arrived_ns)
                 return
             if self._unheard:
@@ -402,17 +410,18 @@ class Exchange:
 
     async def receive(self) -> bytes:
         """The next bytes of the body; see `Response.receive`."""
-        await trio.lowlevel.checkpoint()
-        while True:
-            if body := self._take():
-                return body
-            if self.reader.complete:
-                if self._decoder is not None:
-                    self._decoder.finish()
-                return b""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        waited = False
+        while not (body := self._take()) and not self.reader.complete:
             if not self._connection.resume(self._arrived_ns):
                 self._connection.check()
                 await self._connection.link.wait()
+                waited = True
+        if not body and self._decoder is not None:
+            self._decoder.finish()
+        if not waited:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+        return body
 
     def _take(self) -> bytes:
         body = self.reader.take_body()
