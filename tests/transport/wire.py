@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
@@ -19,7 +20,7 @@ SECONDS = 10
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
-URL = "http://gateway.test/v1/models"
+HOST = "gateway.test"
 
 
 class Peer:
@@ -27,7 +28,7 @@ class Peer:
 
     def __init__(self, stream: MemoryStream) -> None:
         self.stream = stream
-        self._buffer = b""
+        self._buffer = bytearray()
 
     async def receive(self) -> bytes:
         """What comes next; nothing at the end, be it a proper one or not."""
@@ -39,14 +40,18 @@ class Peer:
 
     async def request(self) -> bytes:
         """The next request, its body included."""
-        while True:
-            head, found, rest = self._buffer.partition(b"\r\n\r\n")
-            fields = head.lower().split(b"\r\n")
-            sizes = [int(field[15:]) for field in fields if field.startswith(b"content-length:")]
-            size = sizes[0] if sizes else 0
-            if found and len(rest) >= size:
-                self._buffer = rest[size:]
-                return head + found + rest[:size]
+        await self._fill(lambda: self._buffer.find(b"\r\n\r\n") >= 0)
+        head, _, body = self._buffer.partition(b"\r\n\r\n")
+        fields = bytes(head).lower().split(b"\r\n")
+        size = sum(int(field[15:]) for field in fields if field.startswith(b"content-length:"))
+        end = len(self._buffer) - len(body) + size
+        await self._fill(lambda: len(self._buffer) >= end)
+        request = bytes(self._buffer[:end])
+        del self._buffer[:end]
+        return request
+
+    async def _fill(self, is_enough: Callable[[], bool]) -> None:
+        while not is_enough():
             data = await self.receive()
             assert data, f"the client has closed the connection, after {self._buffer[:100]!r}"
             self._buffer += data
@@ -54,20 +59,97 @@ class Peer:
     async def send(self, data: bytes) -> None:
         await self.stream.send_all(data)
 
+    async def send_raw(self, data: bytes) -> None:
+        """Send what TLS has made already."""
+        if data:
+            await self.stream.send_all(data)
+
+    async def begin(self) -> None:
+        """Do what comes before a request."""
+
+    async def end(self) -> None:
+        """Say that nothing more comes, and close the connection."""
+        await self.close()
+
     async def serve(self, answer: bytes = OK) -> None:
         """Answer whatever comes, until the client closes the connection."""
-        with suppress(trio.BrokenResourceError):
+        with suppress(trio.BrokenResourceError, ssl.SSLError, EOFError):
+            await self.begin()
             while await self.receive():
                 await self.send(answer)
 
-    async def closed(self) -> bytes:
-        """Wait until the client has closed the connection; what it sent before."""
-        while data := await self.receive():
-            self._buffer += data
-        return self._buffer
+    async def closed(self) -> None:
+        """Wait until the client has closed the connection."""
+        while await self.receive():
+            pass
 
     async def close(self) -> None:
         await self.stream.aclose()
+
+
+class TlsPeer(Peer):
+    """The server's end of a connection with TLS."""
+
+    def __init__(self, stream: MemoryStream, context: ssl.SSLContext) -> None:
+        super().__init__(stream)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+
+    async def begin(self) -> None:
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self.send_raw(self._outgoing.read())
+                if not await self._receive_raw():
+                    raise EOFError from None
+            except ssl.SSLError:
+                await self.send_raw(self._outgoing.read())  # an alert
+                raise
+            else:
+                await self.send_raw(self._outgoing.read())
+                return
+
+    async def receive(self) -> bytes:
+        while True:
+            try:
+                data = self.tls.read()
+            except ssl.SSLWantReadError:
+                if not await self._receive_raw():
+                    return b""
+            except ssl.SSLZeroReturnError:
+                return b""
+            else:
+                await self.send_raw(self._outgoing.read())
+                return data
+
+    async def _receive_raw(self) -> bool:
+        data = await super().receive()
+        self._incoming.write(data)
+        return bool(data)
+
+    async def send(self, data: bytes) -> None:
+        await self.send_raw(self.records(data))
+
+    def records(self, *texts: bytes) -> bytes:
+        """The ciphertext of `texts`, a record each."""
+        for text in texts:
+            self.tls.write(text)
+        return self._outgoing.read()
+
+    def goodbye(self) -> bytes:
+        """The ciphertext of a close_notify."""
+        with suppress(ssl.SSLWantReadError):
+            self.tls.unwrap()
+        return self._outgoing.read()
+
+    async def end(self) -> None:
+        await self.send_raw(self.goodbye())
+        await self.close()
+
+    async def closed(self) -> None:
+        while await self._receive_raw():
+            pass
 
 
 class Wire:
@@ -75,10 +157,17 @@ class Wire:
 
     Args:
         make: Gives both ends of a connection, the server's first.
+        tls: For servers that speak TLS.
     """
 
-    def __init__(self, make: Callable[[], tuple[MemoryStream, trio.abc.Stream]]) -> None:
+    def __init__(
+        self,
+        make: Callable[[], tuple[MemoryStream, trio.abc.Stream]],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.make = make
+        self.tls = tls
+        self.url = f"{'http' if tls is None else 'https'}://{HOST}/v1/models"
         self.origins: list[Origin] = []
         """Of the connects so far."""
         self.connecting = 0
@@ -97,7 +186,7 @@ class Wire:
         finally:
             self.connecting -= 1
         server, client = self.make()
-        peer = Peer(server)
+        peer = Peer(server) if self.tls is None else TlsPeer(server, self.tls)
         self.peers.append(peer)
         self._send.send_nowait(peer)
         return client
@@ -105,7 +194,9 @@ class Wire:
     async def accept(self) -> Peer:
         """The next connection's other end."""
         with trio.fail_after(SECONDS):
-            return await self._accept.receive()
+            peer = await self._accept.receive()
+        await peer.begin()
+        return peer
 
     async def serve(self) -> None:
         """Answer whatever comes, over each connection there is and will be, until cancelled."""
@@ -129,7 +220,7 @@ class Wire:
 
 def asking(
     method: str = "GET",
-    url: str = URL,
+    url: str = f"http://{HOST}/v1/models",
     *,
     content: bytes = b"",
     connect_timeout: float | None = None,
@@ -158,7 +249,7 @@ async def answered(
     exchanges: list[Exchange] = []
 
     async def send() -> None:
-        exchanges.append(await pool.send(request or asking()))
+        exchanges.append(await pool.send(request or asking(url=wire.url)))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
@@ -177,7 +268,7 @@ async def read(exchange: Exchange) -> bytes:
             body += data
         return body
     finally:
-        await exchange.aclose()
+        exchange.close()
 
 
 async def answered_and_read(
