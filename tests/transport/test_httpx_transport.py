@@ -463,6 +463,41 @@ async def test_pieces_come_as_they_arrive(
     assert times == [(b"token", 1), (b"token", 2), (b"token", 3)]
 
 
+class Steps(trio.abc.Instrument):
+    """Counts how often a task gets its turn."""
+
+    def __init__(self, task: trio.lowlevel.Task) -> None:
+        self.count = 0
+        self._task = task
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += task is self._task
+
+
+async def test_a_piece_that_is_waited_for_costs_one_turn_of_its_task(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slowly(stream: trio.abc.Stream) -> None:
+        await read_request(stream)
+        await stream.send_all(response(b"Transfer-Encoding: chunked"))
+        for _ in range(100):
+            await trio.sleep(1)
+            await stream.send_all(chunked(b"token")[:-5])
+        await stream.send_all(chunked())
+
+    steps = Steps(trio.lowlevel.current_task())
+    async with (
+        in_memory(Scripted(slowly), monkeypatch) as url,
+        open_client() as client,
+        client.stream("GET", url) as reply,
+    ):
+        trio.lowlevel.add_instrument(steps)
+        pieces = [piece async for piece in reply.aiter_raw()]
+        trio.lowlevel.remove_instrument(steps)
+    assert len(pieces) == 100
+    assert steps.count <= 102  # one more for the end, another perhaps for the first piece
+
+
 async def test_a_body_that_fails_sends_nothing(module: Any) -> None:
     async def failing() -> AsyncIterator[bytes]:
         yield b"x"
