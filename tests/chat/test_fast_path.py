@@ -167,7 +167,7 @@ async def _take(attempts: Sequence[Pieces], policy: ResumePolicy, clock: MockClo
     taking.end(None)
     with suppress(CannotResume):
         outcome.requests.append(resumption.next_request())
-    outcome.given = list(buffer._events)
+    outcome.given = [*reversed(buffer._next), *buffer._came]
     # That new text came is told once for many in a row, or for each.
     outcome.told = [call for call, _ in groupby(told.calls)]
     outcome.timing = asdict(taking.timing)

@@ -6,7 +6,6 @@ a reader: what comes goes to it at once, and no task is woken for it.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 import trio
@@ -36,18 +35,23 @@ class SinkRaised(BaseException):
         self.error = error
 
 
+def _nothing() -> None: ...
+
+
 class EventBuffer:
     """Events on their way from one task to another, and how they end."""
 
     __slots__ = (
-        "_bytes", "_events", "_parked", "_reading", "_reads", "_sink", "ended", "error", "on_room",
-        "raised",
+        "_bytes", "_came", "_next", "_parked", "_reading", "_reads", "_sink", "ended", "error",
+        "on_room", "raised",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self._events: deque[tuple[ReplyEvent, int, int]] = deque()
+        # Two lists, the one that is read reversed: an empty deque takes ten times their memory.
+        self._came: list[tuple[ReplyEvent, int, int]] = []
+        self._next: list[tuple[ReplyEvent, int, int]] = []
         self._bytes = 0
-        self.on_room: Callable[[], None] = lambda: None
+        self.on_room: Callable[[], None] = _nothing
         """Called when it is no longer full, by who reads."""
         self._reading = False
         self._parked: Task | None = None
@@ -61,7 +65,7 @@ class EventBuffer:
     @property
     def empty(self) -> bool:
         """Whether all that was put in has been read."""
-        return not self._events
+        return not (self._next or self._came)
 
     @property
     def buffered_bytes(self) -> int:
@@ -90,7 +94,7 @@ class EventBuffer:
                 self.raised = error
                 raise SinkRaised(error) from None  # noqa: ASYNC104 - it comes out of `drain`
             return
-        self._events.append((event, arrived_ns, size))
+        self._came.append((event, arrived_ns, size))
         self._bytes += size
         if self._parked is not None:
             self._wake()
@@ -127,9 +131,9 @@ class EventBuffer:
             raise trio.BusyResourceError("another task is reading this reply")
         self._reading = True
         try:
-            if self._events or self.ended:
+            if not self.empty or self.ended:
                 self._reads += 1
-                if self._reads % CHECKPOINT_EVERY and self._events:
+                if self._reads % CHECKPOINT_EVERY and not self.empty:
                     await checkpoint_if_cancelled()
                 else:
                     await checkpoint()
@@ -137,10 +141,13 @@ class EventBuffer:
                 await self._park()
         finally:
             self._reading = False
-        return self._take()[0] if self._events else None
+        return None if self.empty else self._take()[0]
 
     def _take(self) -> tuple[ReplyEvent, int]:
-        event, arrived_ns, size = self._events.popleft()
+        if not self._next:
+            self._next, self._came = self._came, self._next
+            self._next.reverse()
+        event, arrived_ns, size = self._next.pop()
         was_full = self.full
         self._bytes -= size
         if was_full and not self.full:
@@ -162,11 +169,12 @@ class EventBuffer:
         try:
             await checkpoint()
             try:
-                while self._events:
+                while not self.empty:
                     sink(*self._take())
             except BaseException as error:
                 self.raised = self.error = error
-                self._events.clear()
+                self._came.clear()
+                self._next.clear()
                 self._bytes = 0
                 raise
             if not self.ended:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 from functools import partial
 from typing import Literal
 
@@ -26,7 +31,7 @@ from .buffer import EventBuffer
 from .history import History
 from .history_calls import HistoryCalls
 from .receiving import Receiver, ReplySettings
-from .remembering import Remembering, open_remembering
+from .remembering import open_remembering
 from .reply import Reply
 from .saving import Saver
 from .session import Session
@@ -102,16 +107,14 @@ class Gateway:
         """The chats that this gateway keeps for the account of the key."""
         return self._history
 
-    @asynccontextmanager
-    @enable_ki_protection
-    async def open_session(
+    def open_session(
         self,
         model: str,
         *,
         messages: Sequence[Mapping[str, object]] | None = None,
         extra_body: Mapping[str, object] | None = None,
         remember: bool | int | str = False,
-    ) -> AsyncGenerator[Session]:
+    ) -> AbstractAsyncContextManager[Session]:
         """A chat session over this gateway, with its authenticator.
 
         Args:
@@ -139,17 +142,28 @@ class Gateway:
         >>> trio.run(main)
         True
         """
-        remembering: Remembering | None = None
+        if remember is not False:
+            return self._open_remembered(model, messages, extra_body, remember)
+        # Not a generator: there are as many as there are streams.
+        return nullcontext(Session(self, model, messages, extra_body, None))
+
+    @asynccontextmanager
+    @enable_ki_protection
+    async def _open_remembered(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, object]] | None,
+        extra_body: Mapping[str, object] | None,
+        remember: int | str,
+    ) -> AsyncGenerator[Session]:
         so_far = list(messages or ())
-        async with AsyncExitStack() as stack:
-            if remember is not False:
-                session_id = None if remember is True else remember
-                if session_id is not None:
-                    past = await self._history.get(session_id)
-                    so_far += [{"role": m.role, "content": m.content} for m in past.messages]
-                remembering = await stack.enter_async_context(
-                    open_remembering(self._history_calls, self._saver, model, session_id)
-                )
+        session_id = None if remember is True else remember
+        if session_id is not None:
+            past = await self._history.get(session_id)
+            so_far += [{"role": m.role, "content": m.content} for m in past.messages]
+        async with open_remembering(
+            self._history_calls, self._saver, model, session_id
+        ) as remembering:
             yield Session(self, model, so_far, extra_body, remembering)
 
     def stream(

@@ -35,6 +35,11 @@ class Recovering:
             use serves without asking it.
     """
 
+    __slots__ = (
+        "_announce", "_authenticator", "_key", "_model", "_origin", "_parting", "_recovery",
+        "_rejection",
+    )  # fmt: skip
+
     def __init__(
         self,
         authenticator: Authenticator,

@@ -26,6 +26,8 @@ class Session:
             turns. A turn is added when its reply was complete: the user's message and the answer.
     """
 
+    __slots__ = ("_extra_body", "_gateway", "_model", "_remembering", "messages")
+
     def __init__(
         self,
         gateway: Gateway,

@@ -67,6 +67,10 @@ class ReplyTelemetry:
         origin: Where it is sent to, as `"https://host"`.
     """
 
+    __slots__ = (
+        "_attempt", "_attempts", "_ended", "_fields", "_labels", "_pause", "_response", "_span",
+    )  # fmt: skip
+
     def __init__(self, body: Mapping[str, object], origin: str) -> None:
         self._labels: dict[str, str | int] = {"gen_ai.operation.name": "chat", **_server(origin)}
         name = "chat"

@@ -107,6 +107,8 @@ class ChatDecoder:
     True
     """
 
+    __slots__ = ("_answered", "_calls", "_done", "_failed", "_finished", "_halves")
+
     def __init__(self) -> None:
         self._failed = False
         self._answered = False  # A delta came.
@@ -455,6 +457,8 @@ class MessageBuilder:
     >>> builder.message
     {'role': 'assistant', 'content': 'Hello'}
     """
+
+    __slots__ = ("_calls", "_details", "_text")
 
     def __init__(self) -> None:
         self._text: list[str] = []

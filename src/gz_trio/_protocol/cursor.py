@@ -66,13 +66,18 @@ def _numbered(event_id: str) -> tuple[str, int] | None:
     return None if match is None else (match[1], int(match[2]))
 
 
+_NONE = range(0)
+
+
 class _Ids:
     """A set of ids; those that are numbered one after another take no room."""
 
+    __slots__ = ("_numbers", "_others", "_prefix")
+
     def __init__(self) -> None:
         self._prefix: str | None = None
-        self._numbers = range(0)
-        self._others: set[str] = set()
+        self._numbers = _NONE
+        self._others: dict[str, None] = {}  # A dict that is empty is smaller than a set.
 
     def add(self, event_id: str) -> None:
         numbered = _numbered(event_id)
@@ -84,7 +89,7 @@ class _Ids:
             if prefix == self._prefix and number == self._numbers.stop:
                 self._numbers = range(self._numbers.start, number + 1)
                 return
-        self._others.add(event_id)
+        self._others[event_id] = None
 
     @property
     def consecutive(self) -> bool:
@@ -110,6 +115,8 @@ class Cursor:
     >>> cursor.place_of(ServerSentEvent("message", b'{"id":"chatcmpl-2"}', id="1"), begun={0})
     'unknown'
     """
+
+    __slots__ = ("_exact", "_first", "_ids", "_last")
 
     def __init__(self) -> None:
         self._ids = _Ids()

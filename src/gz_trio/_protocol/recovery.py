@@ -34,6 +34,10 @@ class Recovery:
     Refresh()
     """
 
+    __slots__ = (
+        "_asked_again_under", "_auth_errors", "_history", "_policy", "_rejections", "_restarted",
+    )  # fmt: skip
+
     def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy
         self._history = RetryHistory()

@@ -10,7 +10,6 @@ diverged.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -85,12 +84,17 @@ class Delivered:
     ' a time'
     """
 
+    __slots__ = (
+        "_channels", "_finish_reasons", "_held_back", "_last_kind", "_raw_events",
+        "_raw_events_repeated", "_reasoning_is_over", "_tool_calls", "repeated", "repeating",
+    )  # fmt: skip
+
     def __init__(self) -> None:
         self._channels: dict[Channel, _Received] = {}
         self._finish_reasons: dict[int, str] = {}
-        self._tool_calls: set[tuple[int, int]] = set()
-        self._raw_events: Counter[RawEvent] = Counter()
-        self._raw_events_repeated: Counter[RawEvent] = Counter()
+        self._tool_calls: dict[tuple[int, int], None] = {}  # A dict that is empty is smaller.
+        self._raw_events: dict[RawEvent, int] = {}
+        self._raw_events_repeated: dict[RawEvent, int] = {}
         self._held_back: list[Delta] = []
         self._reasoning_is_over = False
         self._last_kind = ""
@@ -119,7 +123,7 @@ class Delivered:
 
         That is so where text came last, and nothing that came before bears on what comes next.
         """
-        if self.repeating or self._held_back or self._finish_reasons or self._last_kind != "text":
+        if self.repeating or self._finish_reasons or self._last_kind != "text":
             return None
         received = self._channels.get((0, "text", 0))
         return None if received is None else received.pieces
@@ -204,10 +208,10 @@ class Delivered:
 
     def is_new(self, event: RawEvent) -> bool:
         """Whether the reader has not got this event yet; an answer may hold it several times."""
-        self._raw_events_repeated[event] += 1
-        if self._raw_events_repeated[event] <= self._raw_events[event]:
+        came = self._raw_events_repeated[event] = self._raw_events_repeated.get(event, 0) + 1
+        if came <= self._raw_events.get(event, 0):
             return False
-        self._raw_events[event] += 1
+        self._raw_events[event] = came
         return True
 
     def new_part(self, delta: Delta) -> Delta | None:
@@ -302,7 +306,7 @@ class Delivered:
         name = self._new_text((choice, "name", call.index), call.name or "")
         arguments = self._new_text((choice, "arguments", call.index), call.arguments)
         if not begun:
-            self._tool_calls.add((choice, call.index))
+            self._tool_calls[choice, call.index] = None
             return call
         if not (name or arguments):
             return None

@@ -88,14 +88,18 @@ class Resumption:
         TypeError: `body` holds something that JSON cannot.
     """
 
+    __slots__ = (
+        "_content", "_cursor", "_delivered", "_is_continuation", "_kept_decoder", "_last_id",
+        "_last_was_repeat", "_open_text", "_policy", "_refused", "_repeated", "_suspected",
+        "_taken_up_after", "_tokens", "_unconfirmed", "begun", "decoder", "way",
+    )  # fmt: skip
+
     def __init__(self, body: Mapping[str, object], policy: ResumePolicy) -> None:
         self._content = msgspec.json.encode(body)
         self._policy = policy
         self._delivered = Delivered()
         self._cursor = Cursor()
-        self._refused: set[Way] = set()
-        # Of the answer that the cursor is in, over all attempts that took it up.
-        self._kept_decoder: ChatDecoder = ChatDecoder()
+        self._refused: frozenset[Way] = frozenset()
         self._is_continuation = False
         self._repeated: list[Delta] = []
         self._tokens = 0  # That the reader has, about: the deltas with text or reasoning.
@@ -104,6 +108,8 @@ class Resumption:
         self.way: Way | None = None
         self.begun = False
         self.decoder: ChatDecoder = ChatDecoder()
+        # Of the answer that the cursor is in, over all attempts that took it up.
+        self._kept_decoder = self.decoder
         self._taken_up_after: str | None = None
         self._last_id: str | None = None
         self._last_was_repeat = False
@@ -177,7 +183,7 @@ class Resumption:
             return False
         if not isinstance(error, BadRequestError | NotFoundError):
             return False
-        self._refused.add(self.way)
+        self._refused |= {self.way}
         return True
 
     def ended_early(self, error: GatewayError | None) -> None:
@@ -187,7 +193,7 @@ class Resumption:
         """
         passes = isinstance(error, AuthenticationError | RateLimitError)
         if self.way == "cursor" and not self.begun and not passes:
-            self._refused.add("cursor")
+            self._refused |= {"cursor"}
 
     def _check_replay(self) -> None:
         """Raises: CannotResume."""
@@ -319,7 +325,7 @@ class Resumption:
             self._open_text = None
             # Only behind text that is new in this attempt: of its first, others are told.
             is_first_choices = bool(parts and delta.text and not delta.choice)
-            if is_first_choices and self._taken_up_after is None and not self._unconfirmed:
+            if is_first_choices and self._taken_up_after is None:
                 self._open_text = self._delivered.open_text
             return parts
         self._suspected.append(delta)
@@ -348,7 +354,7 @@ class Resumption:
         return True
 
     def _start_over(self) -> NoReturn:
-        self._refused.add("cursor")
+        self._refused |= {"cursor"}
         raise StartedOver
 
     def _new_parts(self, delta: Delta) -> tuple[Delta | Restarted, ...]:
@@ -387,7 +393,7 @@ class Resumption:
 
     def _restarted(self) -> tuple[Delta | Restarted, ...]:
         if self._is_continuation:  # Half an answer is nothing to start over with.
-            self._refused.add("continue")
+            self._refused |= {"continue"}
             self._cursor = Cursor()
             raise StartedOver
         if self._policy.on_divergence != "restart" or self._delivered.tool_calls:

@@ -51,6 +51,11 @@ class EventStreamDecoder:
     [ServerSentEvent(event='message', data=b'[DONE]', id=None, retry=None)]
     """
 
+    __slots__ = (
+        "_at_event", "_begun", "_data", "_event", "_id", "_last_event_id", "_max_event_size",
+        "_retry", "_size", "_skip_lf", "_tail",
+    )  # fmt: skip
+
     def __init__(self, max_event_size: int = 64 * 1024 * 1024) -> None:
         self._max_event_size = max_event_size
         self._at_event = False  # Where an event begins, if no id goes with it.
