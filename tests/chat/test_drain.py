@@ -807,18 +807,40 @@ async def test_a_connection_whose_sink_raised_is_not_used_again(
             assert len(fake.requests) == number
 
 
-async def test_a_sink_that_raises_for_what_was_buffered_ends_the_receiving_that_waited_for_room(
-    autojump_clock: MockClock,
+def never_again(fake: FakeGateway) -> None:
+    fake.fault(Cut(), token=10)
+    fake.fault(Status(503), request=2, times=None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "arm"),
+    [
+        (LARGE, lambda _: None),
+        (LARGE[:20], lambda fake: fake.fault(Stall(), token=10)),
+        (LARGE[:20], lambda fake: fake.fault(Cut(), token=10)),
+        (LARGE[:20], never_again),
+    ],
+    ids=["more than a buffer", "a silence", "a cut", "a pause"],
+)
+async def test_a_sink_that_raises_for_what_was_buffered_ends_at_once_what_is_under_way(
+    autojump_clock: MockClock, answer: list[str], arm: Callable[[FakeGateway], object]
 ) -> None:
-    fake = FakeGateway(answer=lambda _, __: LARGE)
+    fake = FakeGateway(answer=lambda _, __: answer)
+    arm(fake)
     async with open_over(fake) as gateway, gateway.stream(BODY) as reply:
         await wait_all_tasks_blocked()
+        before = trio.current_time()
         with pytest.raises(Mine):
             await raising(Mine(), is_text(5)).drain(reply)
+        assert reply.timing.ended is not None
+        assert reply.attempts[-1].ended is not None
         await wait_all_tasks_blocked()
-        assert reply.attempts[0].ended is not None
+        assert (fake.open_streams, trio.current_time()) == (0, before)
         buffer = reply._buffer  # pyright: ignore[reportPrivateUsage]
         assert (buffer.empty, buffer.buffered_bytes) == (True, 0)
+        requests = len(fake.requests)
+        await trio.sleep(1000)
+        assert len(fake.requests) == requests
 
 
 async def test_a_sink_that_cancels_and_raises_has_raised(autojump_clock: MockClock) -> None:

@@ -234,7 +234,7 @@ class Gateway:
             buffer=buffer,
             telemetry=ReplyTelemetry(body, self._origin),
         )
-        return receiver, Reply(model, buffer, receiver.taking, receiver.attempts)
+        return receiver, Reply(model, buffer, receiver)
 
     def _chat_request(
         self, key: Key, content: bytes, headers: Mapping[str, str], connect_timeout: float | None

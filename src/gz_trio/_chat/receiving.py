@@ -162,16 +162,21 @@ class Receiver:
                 if self._gone is not None:
                     self._gone.set()
 
+    def leave(self, error: BaseException) -> None:
+        """Nobody wants the rest: the reply ends in `error`."""
+        self._leave_attempt()
+        self._end(error)
+        if self._scope is not None:
+            self._scope.cancel()
+
     async def aclose(self) -> None:  # noqa: ASYNC910 - one, if there is something to wait for
         """The reply's block is left: end all that is under way for it.
 
         Raises:
             GatewayError: The background task has failed, by a fault of ours.
         """
-        self._leave_attempt()
-        self._end(trio.ClosedResourceError("the reply's block has been left"))
+        self.leave(trio.ClosedResourceError("the reply's block has been left"))
         if self._scope is not None:
-            self._scope.cancel()
             self._gone = trio.Event()
             # It is cancelled, and has nothing to clean up that takes long.
             with trio.CancelScope(shield=True):

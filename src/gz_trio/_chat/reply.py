@@ -11,7 +11,7 @@ from .._protocol.errors import GatewayError
 from .._protocol.events import Delta, ReplyEvent, Restarted, Usage
 from .attempts import Attempt, Timing
 from .buffer import EventBuffer
-from .taking import Taking
+from .receiving import Receiver
 
 
 class Reply:
@@ -30,16 +30,13 @@ class Reply:
     """
 
     __slots__ = (
-        "_attempts", "_buffer", "_finish_reason", "_message", "_model", "_taking", "_usage",
+        "_buffer", "_finish_reason", "_message", "_model", "_receiver", "_usage",
     )  # fmt: skip
 
-    def __init__(
-        self, model: str | None, buffer: EventBuffer, taking: Taking, attempts: list[Attempt]
-    ) -> None:
+    def __init__(self, model: str | None, buffer: EventBuffer, receiver: Receiver) -> None:
         self._model = model
         self._buffer = buffer
-        self._taking = taking
-        self._attempts = attempts
+        self._receiver = receiver
         self._message = MessageBuilder()
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
@@ -57,7 +54,7 @@ class Reply:
     def message(self) -> dict[str, object]:
         """The assistant message of the first choice, as the next turn sends it back."""
         message = self._message.message
-        details = self._taking.details.message.get("reasoning_details")
+        details = self._receiver.taking.details.message.get("reasoning_details")
         # All of one answer: signatures in them hold for that one alone.
         return message if details is None else {**message, "reasoning_details": details}
 
@@ -79,12 +76,12 @@ class Reply:
     @property
     def attempts(self) -> list[Attempt]:
         """The requests that it took, the first one first."""
-        return self._attempts
+        return self._receiver.attempts
 
     @property
     def timing(self) -> Timing:
         """How long it took."""
-        return self._taking.timing
+        return self._receiver.taking.timing
 
     def __aiter__(self) -> Reply:
         return self
@@ -144,7 +141,7 @@ class Reply:
             await self._buffer.drain(_NotingSink(self, sink, on_event))
         finally:
             if self._buffer.raised is not None:
-                self._taking.end(self._buffer.raised)
+                self._receiver.leave(self._buffer.raised)
         if self._buffer.error is not None:
             raise self._reader_error(self._buffer.error)
 
