@@ -812,19 +812,19 @@ def never_again(fake: FakeGateway) -> None:
     fake.fault(Status(503), request=2, times=None)
 
 
-@pytest.mark.parametrize(
-    ("answer", "arm"),
-    [
-        (LARGE, lambda _: None),
-        (LARGE[:20], lambda fake: fake.fault(Stall(), token=10)),
-        (LARGE[:20], lambda fake: fake.fault(Cut(), token=10)),
-        (LARGE[:20], never_again),
-    ],
-    ids=["more than a buffer", "a silence", "a cut", "a pause"],
-)
+UNDER_WAY: dict[str, tuple[list[str], Callable[[FakeGateway], object]]] = {
+    "more than a buffer": (LARGE, lambda _: None),
+    "a silence": (LARGE[:20], lambda fake: fake.fault(Stall(), token=10)),
+    "a wait": (LARGE[:20], lambda fake: fake.fault(Cut(), token=10)),
+    "a long wait": (LARGE[:20], never_again),
+}
+
+
+@pytest.mark.parametrize("under_way", UNDER_WAY.values(), ids=[*UNDER_WAY])
 async def test_a_sink_that_raises_for_what_was_buffered_ends_at_once_what_is_under_way(
-    autojump_clock: MockClock, answer: list[str], arm: Callable[[FakeGateway], object]
+    autojump_clock: MockClock, under_way: tuple[list[str], Callable[[FakeGateway], object]]
 ) -> None:
+    answer, arm = under_way
     fake = FakeGateway(answer=lambda _, __: answer)
     arm(fake)
     async with open_over(fake) as gateway, gateway.stream(BODY) as reply:

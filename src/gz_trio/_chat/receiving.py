@@ -139,7 +139,9 @@ class Receiver:
         self._nursery.start_soon(self._run, failure, self._scope)
 
     @trio.lowlevel.enable_ki_protection
-    async def _run(self, failure: _Failure | None, scope: trio.CancelScope) -> None:
+    async def _run(  # noqa: ASYNC910 - one, unless `failure` ends the reply
+        self, failure: _Failure | None, scope: trio.CancelScope
+    ) -> None:
         """Ask until an answer streams, or all is over."""
         # What a reader gets who waits while this task crashes.
         end: BaseException | None = None
@@ -353,7 +355,7 @@ class Receiver:
         A checkpoint where it waits; what follows, the next key, is one always.
         """
         if isinstance(failure, _AskDifferently):
-            return self._next_request(failure.error)
+            return self._next_request(failure.error)  # noqa: ASYNC910
         in_frame = isinstance(failure, ErrorFrame)
         error = failure.error if isinstance(failure, ErrorFrame) else failure
         if in_frame:
