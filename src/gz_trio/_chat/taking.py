@@ -63,25 +63,9 @@ class Taking:
     """
 
     __slots__ = (
-        "_arrived_ns",
-        "_attempt",
-        "_buffer",
-        "_clock",
-        "_events",
-        "_first_token_by",
-        "_full_since",
-        "_heard",
-        "_paused_at",
-        "_recovering",
-        "_resumption",
-        "_telemetry",
-        "_timeouts",
-        "_total_by",
-        "details",
-        "done",
-        "last_usage",
-        "stopped",
-        "timing",
+        "_arrived_ns", "_attempt", "_buffer", "_clock", "_events", "_first_token_by",
+        "_full_since", "_heard", "_on_stopped", "_paused_at", "_recovering", "_resumption",
+        "_telemetry", "_timeouts", "_total_by", "details", "done", "last_usage", "timing",
         "total_left",
     )  # fmt: skip
 
@@ -100,7 +84,7 @@ class Taking:
         self._timeouts = timeouts
         self._buffer = buffer
         self._telemetry = telemetry
-        self.stopped = on_stopped
+        self._on_stopped = on_stopped
         self._clock = trio.lowlevel.current_clock().current_time
         self._arrived_ns = 0
         self._paused_at: float | None = None
@@ -157,6 +141,10 @@ class Taking:
             which = "between_tokens"
             message = f"no next token came within {timeouts.between_tokens:g} s"
         return StreamTimeout(message, which=which)
+
+    def stopped(self, error: BaseException | None) -> None:
+        """The answer is over; see `BodyConsumer`."""
+        self._on_stopped(error)
 
     # What came
 

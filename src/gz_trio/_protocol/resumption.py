@@ -99,7 +99,7 @@ class Resumption:
         self._policy = policy
         self._delivered = Delivered()
         self._cursor = Cursor()
-        self._refused: frozenset[Way] = frozenset()
+        self._refused: tuple[Way, ...] = ()
         self._is_continuation = False
         self._repeated: list[Delta] = []
         self._tokens = 0  # That the reader has, about: the deltas with text or reasoning.
@@ -109,7 +109,7 @@ class Resumption:
         self.begun = False
         self.decoder: ChatDecoder = ChatDecoder()
         # Of the answer that the cursor is in, over all attempts that took it up.
-        self._kept_decoder = self.decoder
+        self._kept_decoder: ChatDecoder = self.decoder
         self._taken_up_after: str | None = None
         self._last_id: str | None = None
         self._last_was_repeat = False
@@ -183,7 +183,7 @@ class Resumption:
             return False
         if not isinstance(error, BadRequestError | NotFoundError):
             return False
-        self._refused |= {self.way}
+        self._refused = (*self._refused, self.way)
         return True
 
     def ended_early(self, error: GatewayError | None) -> None:
@@ -193,7 +193,7 @@ class Resumption:
         """
         passes = isinstance(error, AuthenticationError | RateLimitError)
         if self.way == "cursor" and not self.begun and not passes:
-            self._refused |= {"cursor"}
+            self._refused = (*self._refused, "cursor")
 
     def _check_replay(self) -> None:
         """Raises: CannotResume."""
@@ -354,7 +354,7 @@ class Resumption:
         return True
 
     def _start_over(self) -> NoReturn:
-        self._refused |= {"cursor"}
+        self._refused = (*self._refused, "cursor")
         raise StartedOver
 
     def _new_parts(self, delta: Delta) -> tuple[Delta | Restarted, ...]:
@@ -393,7 +393,7 @@ class Resumption:
 
     def _restarted(self) -> tuple[Delta | Restarted, ...]:
         if self._is_continuation:  # Half an answer is nothing to start over with.
-            self._refused |= {"continue"}
+            self._refused = (*self._refused, "continue")
             self._cursor = Cursor()
             raise StartedOver
         if self._policy.on_divergence != "restart" or self._delivered.tool_calls:

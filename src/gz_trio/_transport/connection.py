@@ -437,13 +437,16 @@ class Exchange:
         try:
             self._expect(consumer.deadline())
             self._hand_over(consumer, self._arrived_ns)
-            if self._consumer is not None:
+            if self._is_wanted():
                 self._connection.resume(self._arrived_ns)
-            if self._consumer is not None:
+            if self._is_wanted():
                 self._connection.check()
                 self._connection.link.start_reading()
         except BaseException as error:  # noqa: ASYNC103 - told to the consumer
             self._stop(error)
+
+    def _is_wanted(self) -> bool:
+        return self._consumer is not None
 
     def close(self) -> None:
         """Give the connection back where the body was read to its end, else close it."""

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from math import inf
+from typing import cast
 
 import trio
 
@@ -254,8 +255,10 @@ async def _run(
 def _errnos(error: BaseException) -> set[int | None]:
     """Why there is no connection: for each address that was tried (`trio.open_tcp_stream`)."""
     tried = error.__cause__
-    errors = tried.exceptions if isinstance(tried, BaseExceptionGroup) else (error,)
-    return {getattr(each, "errno", None) for each in errors}
+    if not isinstance(tried, BaseExceptionGroup):
+        return {getattr(error, "errno", None)}
+    group = cast("BaseExceptionGroup[BaseException]", tried)
+    return {getattr(each, "errno", None) for each in group.exceptions}
 
 
 def _no_connection(origin: Origin, within: str = "") -> str:
