@@ -288,6 +288,7 @@ class _Body:
     def __aiter__(self) -> Self:
         return self
 
+    @trio.lowlevel.enable_ki_protection  # or Ctrl-C may leave the scope entered
     async def __anext__(self) -> bytes:
         """The next bytes, as they came. A checkpoint."""
         if self._closed:
