@@ -13,6 +13,7 @@ from time import perf_counter_ns
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -24,8 +25,10 @@ from gz_trio import APIConnectionError, GatewayError, ProtocolError
 from gz_trio._transport.connection import Exchange
 from gz_trio._transport.content_coding import DECOMPRESSED_BYTES
 from gz_trio._transport.demux import DemuxedSocket
+from gz_trio._transport.link import StreamLink
 from gz_trio._transport.pool import Pool, open_pool
 from gz_trio.testing import FakeGateway
+from tests.transport.test_demux import Owner
 from tests.transport.test_pool import (
     KINDS,
     CancelAfter,
@@ -95,11 +98,6 @@ async def wire(way: str) -> AsyncGenerator[Wire]:
 async def pool(wire: Wire) -> AsyncGenerator[Pool]:
     async with open_pool(client_context(), connect=wire.connect) as pool:
         yield pool
-
-
-def is_watched(pool: Pool) -> bool:
-    """Whether idle connections are read, so that their ends are noticed at once."""
-    return all(isinstance(connection.link, DemuxedSocket) for connection in pool._open)
 
 
 class Consumer:
@@ -306,6 +304,28 @@ async def test_half_a_record_is_waited_for(pool: Pool, wire: Wire) -> None:
     exchange.close()
 
 
+async def test_a_stream_is_not_read_on_for_an_owner_who_wants_no_more(
+    nursery: trio.Nursery,
+) -> None:
+    """What was being received by then is kept for when he does."""
+    stream, peer = trio.testing.memory_stream_pair()
+    owner = Owner()
+    link = StreamLink(stream, owner, nursery)
+    link.start_reading()
+    await wait_all_tasks_blocked()
+    link.stop_reading()
+    await peer.send_all(b"Once")
+    await wait_all_tasks_blocked()
+    await peer.send_all(b" upon")
+    await peer.send_eof()
+    await wait_all_tasks_blocked()
+    assert (owner.received, link.has_unread()) == ([], True)
+    link.start_reading()
+    await wait_all_tasks_blocked()
+    assert (owner.received, owner.lost) == ([b"Once", b" upon"], [None])
+    link.close()
+
+
 # Who has had enough, and goes on
 
 
@@ -355,6 +375,19 @@ async def test_what_was_left_in_tls_closes_the_connection(pool: Pool, wire: Wire
     assert not await Consumer(always).feed_on(exchange)
     exchange.close()
     await peer.closed()
+
+
+@over_tls
+async def test_what_tls_holds_behind_the_end_closes_the_connection(pool: Pool, wire: Wire) -> None:
+    """It would be taken for the answer to the next request."""
+    peer, exchange = await answered(pool, wire, b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n")
+    assert isinstance(peer, TlsPeer)
+    await peer.send_raw(peer.records(b"Once", OK))
+    consumer = Consumer(always)
+    assert not await consumer.feed_on(exchange)
+    exchange.close()
+    await peer.closed()
+    assert pool._open == set()
 
 
 async def test_what_the_decoder_holds_comes_before_anything_is_waited_for(
@@ -407,6 +440,7 @@ async def test_nothing_is_read_for_a_consumer_that_has_enough(pool: Pool, wire: 
         taken = len(consumer.body)
         await wait_all_tasks_blocked()
         assert len(consumer.body) == taken <= 64 * 1024
+        assert exchange.reader.take_body() == b""
         before = sent
         await wait_all_tasks_blocked()
         assert sent == before  # the server has to wait
@@ -431,6 +465,21 @@ async def test_a_response_that_nobody_reads_is_not_read_further_than_its_head(
         assert len(exchange.reader.take_body()) <= 64 * 1024
         nursery.cancel_scope.cancel()
     exchange.close()
+
+
+async def test_an_end_that_came_while_nobody_read_is_told_to_who_reads_then(
+    pool: Pool, wire: Wire
+) -> None:
+    peer, exchange = await answered(pool, wire, CHUNKED + chunk(b"Once"))
+    assert await exchange.receive() == b"Once"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(exchange.receive)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    await peer.close()
+    await wait_all_tasks_blocked()
+    with pytest.raises(APIConnectionError, match=HOST):
+        await Consumer().feed_on(exchange)
 
 
 async def test_a_response_that_is_closed_tells_its_consumer_nothing_more(
@@ -967,8 +1016,7 @@ async def test_what_tls_asks_on_an_idle_connection_is_answered_and_does_not_end_
     assert isinstance(peer, TlsPeer)
     peer.tls.verify_client_post_handshake()
     await peer.send_raw(peer.records(b""))
-    if is_watched(pool):
-        await wait_all_tasks_blocked()
+    if isinstance(next(iter(pool._open)).link, DemuxedSocket):
         with trio.fail_after(SECONDS):
             assert await peer._receive_raw()  # the answer, though nothing else is sent
     await answered_and_read(pool, wire, by=peer)
@@ -1017,16 +1065,12 @@ async def test_a_server_that_does_not_read_what_tls_has_to_answer_is_left(
 async def test_a_close_notify_on_an_idle_connection_ends_it(pool: Pool, wire: Wire) -> None:
     peer, _ = await answered_and_read(pool, wire)
     assert isinstance(peer, TlsPeer)
-    watched = is_watched(pool)
     await peer.send_raw(peer.goodbye())
     await wait_all_tasks_blocked()
-    if watched:
-        assert pool._open == set()
-        await peer.closed()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wire.serve)
-        assert await read(await pool.send(asking(url=wire.url, repeatable=True))) == b"ok"
-        nursery.cancel_scope.cancel()
+    assert pool._open == set()
+    await peer.closed()
+    other, _ = await answered_and_read(pool, wire)
+    assert other is not peer
 
 
 @only("TLS", "over sockets")
@@ -1035,11 +1079,9 @@ async def test_text_on_an_idle_connection_ends_it_however_much_there_is(
 ) -> None:
     peer, _ = await answered_and_read(pool, wire)
     assert isinstance(peer, TlsPeer)
-    watched = is_watched(pool)
     await peer.send_raw(peer.records(*[b"x"] * 2000))
     await wait_all_tasks_blocked()
-    if watched:
-        assert pool._open == set()
+    assert pool._open == set()
 
 
 @only("TLS 1.2")

@@ -331,7 +331,6 @@ async def test_old_connections_are_closed_when_another_one_is_given_back(
 # Idle connections
 
 
-@over_sockets_that_are_watched
 @pytest.mark.parametrize("last_words", [b"", b"HTTP/1.1 408 Request Timeout\r\n\r\n", b"\r\n"])
 async def test_an_idle_connection_that_the_server_closes_is_closed_at_once(
     pool: Pool, wire: Wire, last_words: bytes
@@ -348,7 +347,6 @@ async def test_an_idle_connection_that_the_server_closes_is_closed_at_once(
     assert (other is not peer, body) == (True, b"ok")
 
 
-@over_sockets_that_are_watched
 async def test_an_idle_connection_that_breaks_is_closed_at_once(pool: Pool, wire: Wire) -> None:
     peer, _ = await answered_and_read(pool, wire)
     await peer.stream.reset()
