@@ -107,6 +107,7 @@ async def test_a_client_and_a_context_cannot_both_be_given() -> None:
                 pass
 
 
+@pytest.mark.parametrize("url", ["gateway.test/v1", "ftp://gateway.test/v1", ""])
 def test_a_url_that_is_none_goes_no_way(url: str) -> None:
     with pytest.raises(ProtocolError, match="only URLs with http:// or https://"):
         open_transport(url, None, None)
