@@ -496,6 +496,28 @@ async def test_a_response_that_is_closed_tells_its_consumer_nothing_more(
     assert (consumer.received, consumer.ended) == ([b"x"], False)
 
 
+@pytest.mark.parametrize("comes", ["with its head", "later"])
+async def test_a_consumer_may_close_its_response(pool: Pool, wire: Wire, comes: str) -> None:
+    body = bytes(3 * DECOMPRESSED_BYTES)
+    answer = length(gzip.compress(body), b"Content-Encoding: gzip")
+    head, end, rest = answer.partition(b"\r\n\r\n")
+    at_once = comes == "with its head"
+    peer, exchange = await answered(pool, wire, answer if at_once else head + end)
+
+    def close() -> bool:
+        exchange.close()
+        return False
+
+    consumer = Consumer(close)
+    exchange.start(consumer)
+    if not at_once:
+        await peer.send(rest)
+        await wait_all_tasks_blocked()
+    assert consumer.received == [bytes(DECOMPRESSED_BYTES)]
+    assert not consumer.ended
+    assert_nothing_is_under_way(pool)
+
+
 async def test_a_consumer_is_told_when_the_pool_ends(wire: Wire) -> None:
     consumer = Consumer()
     async with open_pool(client_context(), connect=wire.connect) as pool:

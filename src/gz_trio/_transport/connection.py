@@ -151,7 +151,7 @@ class Connection:
 
     # What is done with it
 
-    async def handshake(self) -> None:
+    async def handshake(self) -> None:  # noqa: ASYNC910 - one, if there is anything to do
         """Begin to speak TLS, if it is to be spoken. A checkpoint, if it is.
 
         Raises:
@@ -350,7 +350,9 @@ class Exchange:
                 enough = consumer.receive(body, arrived_ns)
             except BaseException as error:  # noqa: ASYNC103 - told to the consumer
                 self._stop(error)
-                return
+                return  # noqa: ASYNC104
+            if self._consumer is None:
+                return  # It has closed the response.
             if enough:
                 self._stop_for_now(arrived_ns)
                 return
