@@ -725,6 +725,36 @@ async def test_one_that_is_left_takes_along_no_other_that_is_still_open(module: 
         await second.__aexit__()
 
 
+async def test_it_opens_without_a_wait_that_could_be_cancelled(module: Any) -> None:
+    opened = False
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        async with open_client(module):
+            opened = True
+            await trio.lowlevel.checkpoint()
+    assert opened
+    assert scope.cancelled_caught
+
+
+async def test_tasks_may_enter_it_at_the_same_time(module: Any) -> None:
+    transport = httpx_transport(module)
+
+    async def use() -> None:
+        async with module.AsyncClient(transport=transport) as client:
+            await client.get(url)
+            done.append(client)
+            if len(done) == 10:
+                everybody.set()
+            await everybody.wait()
+
+    done: list[object] = []
+    everybody = trio.Event()
+    with trio.fail_after(5):
+        async with Server().listen() as url, trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(use)
+
+
 async def test_a_client_s_aclose_closes_no_connection(module: Any) -> None:
     server = Server()
     async with server.listen() as url, httpx_transport(module) as transport:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from time import perf_counter_ns
 from typing import Protocol
 
@@ -104,6 +105,14 @@ class Link:
             trio.lowlevel.reschedule(task)
 
 
+class Starter(Protocol):
+    """Where tasks run: a nursery, say."""
+
+    def start_soon(self, run: Callable[[], Awaitable[object]], /) -> None:
+        """Have `run` run in a task."""
+        ...
+
+
 class StreamLink(Link):
     """A Trio stream, read by a task of its own.
 
@@ -115,7 +124,7 @@ class StreamLink(Link):
 
     __slots__ = ("_closed", "_held", "_nursery", "_reading", "_running", "_stream")
 
-    def __init__(self, stream: trio.abc.Stream, owner: LinkOwner, nursery: trio.Nursery) -> None:
+    def __init__(self, stream: trio.abc.Stream, owner: LinkOwner, nursery: Starter) -> None:
         super().__init__(owner)
         self._stream = stream
         self._nursery = nursery
@@ -179,4 +188,4 @@ class StreamLink(Link):
         self._reading = False
         if not self._closed:
             self._closed = True
-            self._nursery.start_soon(trio.aclose_forcefully, self._stream)
+            self._nursery.start_soon(partial(trio.aclose_forcefully, self._stream))

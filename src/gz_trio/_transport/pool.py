@@ -43,21 +43,52 @@ async def connect_tcp(origin: Origin) -> trio.SocketStream:
     return await trio.open_tcp_stream(origin.host, origin.port)
 
 
+class Tasks:
+    """Tasks in a nursery that run until they are stopped, not until they are cancelled.
+
+    Whoever is about to leave may have something to finish, and needs its connections for it.
+    """
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._scopes: set[trio.CancelScope] = set()
+        self._stopped = False
+
+    def start_soon(self, run: Callable[[], Awaitable[object]]) -> None:
+        """As a nursery's."""
+        self._nursery.start_soon(self._shelter, run)
+
+    @trio.lowlevel.enable_ki_protection
+    async def _shelter(self, run: Callable[[], Awaitable[object]]) -> None:
+        with trio.CancelScope(shield=True) as scope:
+            self._scopes.add(scope)
+            if self._stopped:
+                scope.cancel()
+            try:
+                await run()
+            finally:
+                self._scopes.discard(scope)
+
+    def stop(self) -> None:
+        """Let them end."""
+        self._stopped = True
+        for scope in self._scopes:
+            scope.cancel()
+
+
 class Pool:
     """A transport whose connections are kept. Made by `open_pool`."""
 
     def __init__(
         self,
-        nursery: trio.Nursery,
+        tasks: Tasks,
         *,
-        scope: trio.CancelScope,
         demux: Demux | None,
         deadlines: Deadlines,
         ssl_context: ssl.SSLContext | None,
         connect: Connect,
     ) -> None:
-        self._nursery = nursery
-        self._scope = scope
+        self._tasks = tasks
         self._demux = demux
         self._deadlines = deadlines
         self._ssl_context = ssl_context
@@ -141,7 +172,7 @@ class Pool:
 
     def _link(self, stream: trio.abc.Stream, owner: LinkOwner) -> Link:
         if self._demux is None or not isinstance(stream, trio.SocketStream):
-            return StreamLink(stream, owner, self._nursery)
+            return StreamLink(stream, owner, self._tasks)
         sock = stream.socket
         family, kind, protocol = sock.family, sock.type, sock.proto
         bare = socket.socket(family, kind, protocol, fileno=sock.detach())
@@ -199,7 +230,7 @@ class Pool:
         self._closed = True
         for connection in list(self._open):
             self._close(connection)
-        self._scope.cancel()
+        self._tasks.stop()
 
 
 @asynccontextmanager
@@ -215,41 +246,23 @@ async def open_pool(
             stream by whoever waits for it.
     """
     async with Background("connections") as nursery:
-        pool: Pool = await nursery.start(_run, ssl_context, connect)
+        # Nothing is waited for before the `yield`: whoever opens it may be cancelled already, and
+        # tasks that share it may open it at once.
+        tasks = Tasks(nursery)
+        poller = make_poller()
+        demux = None
+        if poller is not None:
+            demux = Demux(poller)
+            tasks.start_soon(demux.run)
+        deadlines = Deadlines()
+        tasks.start_soon(deadlines.run)
+        pool = Pool(
+            tasks, demux=demux, deadlines=deadlines, ssl_context=ssl_context, connect=connect
+        )
         try:
             yield pool
         finally:
             pool.close()
-
-
-@trio.lowlevel.enable_ki_protection
-async def _run(
-    ssl_context: ssl.SSLContext | None, connect: Connect, task_status: trio.TaskStatus[Pool]
-) -> None:
-    """Do what a pool has to have done in the background.
-
-    Not until cancelled, but until the pool is closed: whoever is about to leave may have something
-    to finish, and needs its connections for it.
-    """
-    poller = make_poller()
-    with trio.CancelScope(shield=True) as scope:
-        async with trio.open_nursery() as nursery:
-            demux = None
-            if poller is not None:
-                demux = Demux(poller)
-                nursery.start_soon(demux.run)
-            deadlines = Deadlines()
-            nursery.start_soon(deadlines.run)
-            task_status.started(
-                Pool(
-                    nursery,
-                    scope=scope,
-                    demux=demux,
-                    deadlines=deadlines,
-                    ssl_context=ssl_context,
-                    connect=connect,
-                )
-            )
 
 
 def _errnos(error: BaseException) -> set[int | None]:
