@@ -18,7 +18,7 @@ pytest_plugins = ["gz_trio.testing.fixtures", "tests.secrets_guard", "tests.tran
 # the other two draw by `--hypothesis-seed`. No deadline: it would measure the machine.
 ordinary = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ordinary", ordinary)
-settings.register_profile("sample", ordinary, derandomize=False, max_examples=1_000)
+settings.register_profile("sample", ordinary, derandomize=False, max_examples=400)
 settings.register_profile("exhaustive", ordinary, derandomize=False, max_examples=50_000)
 settings.load_profile("ordinary")
 

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import httpx
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gz_trio import (
     GatewayError,
@@ -318,15 +318,21 @@ class Buggy(httpx.AsyncBaseTransport):
         raise ZeroDivisionError("a bug")
 
 
-async def test_a_bug_beneath_a_reply_comes_out_as_one_gateway_error() -> None:
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_bug_beneath_a_reply_comes_out_as_one_gateway_error(reads: bool) -> None:
     async with (
         httpx.AsyncClient(transport=Buggy()) as client,
         open_gateway(BASE_URL, "sk-1", http_client=client) as gateway,
     ):
         with pytest.raises(GatewayError, match="the reply stopped") as caught:
-            async with gateway.stream(BODY):
-                await trio.sleep_forever()
+            async with gateway.stream(BODY) as reply:
+                if reads:
+                    async for _ in reply:
+                        pass
+                else:
+                    await wait_all_tasks_blocked()
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert getattr(caught.value, "__notes__", []) == []
 
 
 class BrokenStore(MemoryKeyStore):

@@ -114,7 +114,7 @@ class Receiver:
         )
         self._scope: trio.CancelScope | None = None  # Of the task, while there is one.
         self._gone: trio.Event | None = None
-        self._crash: Exception | None = None
+        self._crash: GatewayError | None = None
         self._response: Response | None = None
         self._repeated_before = 0
         self.taking = Taking(
@@ -135,15 +135,15 @@ class Receiver:
 
     def start(self, failure: _Failure | None = None) -> None:
         """Begin; or go on after an attempt has ended in `failure`."""
-        self._scope = trio.CancelScope()
-        self._nursery.start_soon(self._run, failure, self._scope)
+        scope = trio.CancelScope()
+        self._nursery.start_soon(self._run, failure, scope)
+        self._scope = scope
 
     @trio.lowlevel.enable_ki_protection
     async def _run(  # noqa: ASYNC910 - one, unless `failure` ends the reply
         self, failure: _Failure | None, scope: trio.CancelScope
     ) -> None:
         """Ask until an answer streams, or all is over."""
-        # What a reader gets who waits while this task crashes.
         end: BaseException | None = None
         try:
             with scope, self._telemetry.receiving():
@@ -154,8 +154,7 @@ class Receiver:
             end = trio.ClosedResourceError("the gateway was closed")
             raise
         except Exception as error:
-            self._crash = error
-            end = APIConnectionError("the reply's background task has failed")
+            end = self._crashed(error)
         finally:
             if end is not None:
                 self._end(end)
@@ -185,8 +184,15 @@ class Receiver:
                 await self._gone.wait()
 
     @property
-    def crash(self) -> Exception | None:
-        """The fault of ours, if any, that the background task has failed by."""
+    def crash(self) -> GatewayError | None:
+        """What the reader gets, and its cause, where the background task has failed by a bug."""
+        return self._crash
+
+    def _crashed(self, bug: Exception) -> GatewayError:
+        self._crash = APIConnectionError(
+            f"the reply stopped: a background task failed ({type(bug).__name__})", retryable=False
+        )
+        self._crash.__cause__ = bug
         return self._crash
 
     def _end(self, error: BaseException) -> None:
@@ -303,8 +309,7 @@ class Receiver:
         try:
             self.start(self._failed(failure))
         except Exception as error:
-            self._crash = error
-            self._end(APIConnectionError("the reply's background task has failed"))
+            self._end(self._crashed(error))
 
     def _failed(self, error: Exception) -> _Failure:
         """The attempt has ended in `error`; raises what is not the gateway's doing."""

@@ -7,7 +7,6 @@ from types import TracebackType
 
 import trio
 
-from .._protocol.errors import GatewayError
 from .receiving import Receiver
 from .reply import Reply
 
@@ -58,9 +57,7 @@ class ReplyBlock:
         crash = self._receiver.crash
         if crash is None:
             return
-        if error is not None:
-            error.add_note(f"also, in the background of the reply: {crash!r}")
-            return
-        raise GatewayError(
-            f"the reply stopped: a background task failed ({type(crash).__name__})"
-        ) from crash
+        if error is None:
+            raise crash
+        if error.__cause__ is not crash.__cause__:  # He may not have read it.
+            error.add_note(f"also, in the background of the reply: {crash.__cause__!r}")

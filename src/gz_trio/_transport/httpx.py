@@ -182,7 +182,9 @@ class HttpxResponse:
         self._transport.nursery.start_soon(self._feed, consumer, self._feeding)
 
     @trio.lowlevel.enable_ki_protection
-    async def _feed(self, consumer: BodyConsumer, scope: trio.CancelScope) -> None:
+    async def _feed(  # noqa: ASYNC910 - a task of its own, whose end is one
+        self, consumer: BodyConsumer, scope: trio.CancelScope
+    ) -> None:
         error: BaseException | None = None
         enough = False
         try:
@@ -203,7 +205,7 @@ class HttpxResponse:
             if not enough:
                 if self._left():
                     consumer.stopped(error)
-                await self._aclose()
+                await self._aclose()  # noqa: ASYNC102 - it is shielded, and bounded
 
     def close(self) -> None:
         """Close the response, soon; a bounded time later it is closed."""

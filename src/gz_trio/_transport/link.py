@@ -145,7 +145,7 @@ class StreamLink(Link):
         self._reading = False
 
     @trio.lowlevel.enable_ki_protection
-    async def _read(self) -> None:
+    async def _read(self) -> None:  # noqa: ASYNC910 - a task of its own, whose end is one
         try:
             while self._reading:
                 data, self._held = self._held, None
@@ -153,7 +153,7 @@ class StreamLink(Link):
                     data = bytes(await self._stream.receive_some(RECEIVE_BYTES))
                     if not self._reading:
                         self._held = data
-                        return
+                        break
                 arrived_ns = perf_counter_ns()
                 if not data:
                     self.owner.connection_lost(None)
