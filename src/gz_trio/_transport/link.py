@@ -157,7 +157,7 @@ class StreamLink(Link):
                 arrived_ns = perf_counter_ns()
                 if not data:
                     self.owner.connection_lost(None)
-                    return
+                    break
                 self.owner.data_received(data, arrived_ns)
         except trio.Cancelled:
             self.owner.connection_lost(trio.ClosedResourceError("the transport was closed"))
