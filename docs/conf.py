@@ -38,6 +38,7 @@ myst_heading_anchors = 3
 nitpick_ignore_regex = [(r"py:.*", r"(?!gz_trio).*")]
 # In signatures of public names, but not public themselves.
 nitpick_ignore = [
+    ("py:class", "gz_trio._chat.streaming.ReplyBlock"),  # for `async with`; gives a `Reply`
     ("py:class", "gz_trio._chat.reply.ReplyEvents"),
     ("py:class", "gz_trio._protocol.errors.RetryHints"),
     ("py:class", "gz_trio._transport.httpx_transport.HttpxModule"),
