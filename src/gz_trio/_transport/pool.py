@@ -56,7 +56,7 @@ class Tasks:
 
     def start_soon(self, run: Callable[[], Awaitable[object]]) -> None:
         """As a nursery's."""
-        self._nursery.start_soon(self._shelter, run)
+        self._nursery.start_soon(self._shelter, run, name=run)
 
     @trio.lowlevel.enable_ki_protection
     async def _shelter(self, run: Callable[[], Awaitable[object]]) -> None:
