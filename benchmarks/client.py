@@ -55,7 +55,7 @@ def main() -> None:
     async def run() -> None:
         try:
             await task(load, tally)
-        except Exception:
+        except Exception:  # Whatever it is, the harness is told, and calls the round failed.
             tally.errors.append(traceback.format_exc(limit=-4))
 
     print("{}", flush=True)

@@ -119,7 +119,7 @@ class Bench:
         with start(plan, load, self._certificates.authority) as pair:
             pair.mark("go")
             _wait_for_tokens(pair, pace.streams)
-            time.sleep(self._warm_up)
+            time.sleep(self._warm_up)  # Part of the measurement: nothing is counted yet.
             before = pair.mark()
             time.sleep(seconds)  # Nothing is asked of the client meanwhile: it would cost CPU.
             after = pair.mark()
@@ -142,7 +142,7 @@ class Bench:
         with start(pace.plan(0, self._certificates), load, self._certificates.authority) as pair:
             pair.mark("go")
             _wait_for_tokens(pair, pace.streams)
-            time.sleep(self._warm_up)
+            time.sleep(self._warm_up)  # Part of the measurement: nothing is counted yet.
             do(pair)
 
     def opening(self, peer: str, streams: int, *, tls: bool) -> Window:
@@ -159,7 +159,7 @@ class Bench:
         with start(Plan(first=1, finish=True), _load(peer, "requests", 1)) as pair:
             pair.mark("go")
             before = _wait(pair, lambda client: client.requests >= WARM_REQUESTS)
-            time.sleep(self._seconds)
+            time.sleep(self._seconds)  # Part of it too: requests go on meanwhile.
             after = pair.mark()
             if after.server.accepted != 1:
                 raise Failed(f"{after.server.accepted} connections for requests one by one")
@@ -173,7 +173,7 @@ class Bench:
             with start(Plan(first=1), _load(peer, task, streams)) as pair:
                 pair.mark("go")
                 _wait_for_tokens(pair, streams)
-                time.sleep(SETTLE_SECONDS)
+                time.sleep(SETTLE_SECONDS)  # What opening took is given back by then.
                 resident.append(pair.mark().client.resident)
         few, many = MEMORY_STREAMS
         return (resident[1] - resident[0]) / (many - few) / 1024
@@ -185,7 +185,7 @@ class Bench:
             _wait_for_tokens(pair, streams)
             pair.rotate(NEW_KEY)
             _wait(pair, lambda client: client.paused >= streams)
-            time.sleep(SETTLE_SECONDS)
+            time.sleep(SETTLE_SECONDS)  # What the pause took is over by then.
             before = pair.mark("grant")
             after = _wait_for_tokens(pair, 2 * streams)
             return _window(before, after, streams)
@@ -213,7 +213,7 @@ def _wait(pair: Pair, condition: Callable[[Mark], bool]) -> Moment:
             return moment
         if time.monotonic() > deadline:
             raise Failed(f"not there after {PATIENCE_SECONDS} s: {moment}")
-        time.sleep(POLL_SECONDS)
+        time.sleep(POLL_SECONDS)  # The client is asked seldom: asking costs it CPU.
 
 
 def _wait_for_tokens(pair: Pair, tokens: int) -> Moment:

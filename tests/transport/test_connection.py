@@ -20,7 +20,6 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gz_trio
 import gz_trio._transport.connection
-import gz_trio._transport.pool
 from gz_trio import APIConnectionError, GatewayError, ProtocolError
 from gz_trio._transport.connection import Exchange
 from gz_trio._transport.content_coding import DECOMPRESSED_BYTES
@@ -56,6 +55,7 @@ from tests.transport.wire import (
     answered_and_read,
     asking,
     read,
+    without_poller,
 )
 
 VERSIONS = {"plain": None, "TLS 1.2": TLS_1_2, "TLS 1.3": TLS_1_3}
@@ -82,8 +82,7 @@ over_tls_1_3 = only("TLS 1.3")
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name = str(request.param)
-    if name.endswith("no poller"):
-        monkeypatch.setattr(gz_trio._transport.pool, "make_poller", lambda: None)
+    without_poller(name, monkeypatch)
     return name
 
 
@@ -124,6 +123,15 @@ class Consumer:
 
     def deadline(self) -> float:
         return self.by
+
+    def has_seconds_between(self, seconds: float) -> None:
+        """Each piece moves the deadline: the next one has so many seconds."""
+
+        def moved() -> bool:
+            self.by = trio.current_time() + seconds
+            return False
+
+        self.enough = moved
 
     def stopped(self, error: BaseException | None) -> None:
         assert not self.ended
@@ -578,12 +586,7 @@ async def test_the_deadline_moves_with_what_comes(
 ) -> None:
     peer, exchange = await answered(pool, wire, CHUNKED)
     consumer = Consumer()
-
-    def later() -> bool:
-        consumer.by = trio.current_time() + 5
-        return False
-
-    consumer.enough = later
+    consumer.has_seconds_between(5)
     consumer.by = 4
     exchange.start(consumer)
     for _ in range(4):
@@ -601,12 +604,7 @@ async def test_the_first_bytes_may_bring_the_deadline_nearer(
     """A first token has five minutes, the next one two."""
     peer, exchange = await answered(pool, wire, CHUNKED)
     consumer = Consumer()
-
-    def sooner() -> bool:
-        consumer.by = trio.current_time() + 2
-        return False
-
-    consumer.enough = sooner
+    consumer.has_seconds_between(2)
     consumer.by = 300
     exchange.start(consumer)
     await trio.sleep(1)

@@ -35,6 +35,7 @@ from tests.transport.wire import (
     answered_and_read,
     asking,
     read,
+    without_poller,
 )
 from tests.transports import socket_connection
 
@@ -57,8 +58,7 @@ over_sockets_that_are_watched = pytest.mark.parametrize("kind", ["sockets"], ind
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Over what connections go; and what Trio makes of a system that has no poller."""
     name = str(request.param)
-    if name.endswith("no poller"):
-        monkeypatch.setattr(gz_trio._transport.pool, "make_poller", lambda: None)
+    without_poller(name, monkeypatch)
     return name
 
 
@@ -1136,8 +1136,7 @@ class InterruptedSink:
 def test_ctrl_c_in_a_sink_ends_the_program_and_closes_the_connections(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if name.endswith("no poller"):
-        monkeypatch.setattr(gz_trio._transport.pool, "make_poller", lambda: None)
+    without_poller(name, monkeypatch)
     sink = InterruptedSink()
     wire = Wire(KINDS[name])
     left: list[Pool] = []

@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
 
+import pytest
 import trio
 
+import gz_trio._transport.pool
 from gz_trio._transport.connection import Exchange
 from gz_trio._transport.interface import Request
 from gz_trio._transport.origin import Origin
@@ -21,6 +23,12 @@ SECONDS = 10
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 HOST = "gateway.test"
+
+
+def without_poller(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the system without a poller, if the name of what connections go over says so."""
+    if name.endswith("no poller"):
+        monkeypatch.setattr(gz_trio._transport.pool, "make_poller", lambda: None)
 
 
 class Peer:

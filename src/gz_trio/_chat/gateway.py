@@ -145,7 +145,7 @@ class Gateway:
         if remember is not False:
             return self._open_remembered(model, messages, extra_body, remember)
         # Not a generator: there are as many as there are streams.
-        return nullcontext(Session(self, model, messages, extra_body, None))
+        return nullcontext(Session(self, self._receive, model, messages, extra_body=extra_body))
 
     @asynccontextmanager
     @enable_ki_protection
@@ -164,7 +164,14 @@ class Gateway:
         async with open_remembering(
             self._history_calls, self._saver, model, session_id
         ) as remembering:
-            yield Session(self, model, so_far, extra_body, remembering)
+            yield Session(
+                self,
+                self._receive,
+                model,
+                so_far,
+                extra_body=extra_body,
+                remembering=remembering,
+            )
 
     def stream(
         self,
@@ -201,9 +208,9 @@ class Gateway:
         >>> trio.run(main)
         stop
         """
-        return ReplyBlock(partial(self.receive, body, retry, resume, timeouts))
+        return ReplyBlock(partial(self._receive, body, retry, resume, timeouts))
 
-    def receive(
+    def _receive(
         self,
         body: Mapping[str, object],
         retry: RetryPolicy | None = None,

@@ -171,11 +171,7 @@ class Receiver:
             self._scope.cancel()
 
     async def aclose(self) -> None:  # noqa: ASYNC910 - one, if there is something to wait for
-        """The reply's block is left: end all that is under way for it.
-
-        Raises:
-            GatewayError: The background task has failed, by a fault of ours.
-        """
+        """The reply's block is left: end all that is under way for it."""
         self.leave(trio.ClosedResourceError("the reply's block has been left"))
         if self._scope is not None:
             self._gone = trio.Event()
@@ -360,7 +356,7 @@ class Receiver:
         A checkpoint where it waits; what follows, the next key, is one always.
         """
         if isinstance(failure, _AskDifferently):
-            return self._next_request(failure.error)  # noqa: ASYNC910
+            return self._next_request(failure.error)  # noqa: ASYNC910 - nothing to wait for
         in_frame = isinstance(failure, ErrorFrame)
         error = failure.error if isinstance(failure, ErrorFrame) else failure
         if in_frame:

@@ -138,7 +138,7 @@ class Reply:
         True True True
         """
         try:
-            await self._buffer.drain(_NotingSink(self, sink, on_event))
+            await self._buffer.drain(_NotingSink(self._note, sink, on_event))
         finally:
             if self._buffer.raised is not None:
                 self._receiver.leave(self._buffer.raised)
@@ -149,13 +149,12 @@ class Reply:
         """The next event, `None` after the last. Always a checkpoint."""
         event = await self._buffer.get()
         if event is not None:
-            self.note(event)
+            self._note(event)
         elif self._buffer.error is not None:
             raise self._reader_error(self._buffer.error)
         return event
 
-    def note(self, event: ReplyEvent) -> None:
-        """The reader has `event` now."""
+    def _note(self, event: ReplyEvent) -> None:
         match event:
             case Delta():
                 self._message.feed(event)
@@ -179,21 +178,21 @@ class Reply:
 class _NotingSink:
     """A sink of a buffer: what is drained is read."""
 
-    __slots__ = ("_on_event", "_reply", "_sink")
+    __slots__ = ("_note", "_on_event", "_sink")
 
     def __init__(
         self,
-        reply: Reply,
+        note: Callable[[ReplyEvent], None],
         sink: Callable[[Delta, int], object],
         on_event: Callable[[ReplyEvent], object] | None,
     ) -> None:
-        self._reply = reply
+        self._note = note
         self._sink = sink
         self._on_event = on_event
 
     @disable_ki_protection
     def __call__(self, event: ReplyEvent, arrived_ns: int) -> None:
-        self._reply.note(event)
+        self._note(event)
         if isinstance(event, Delta):
             self._sink(event, arrived_ns)
         elif self._on_event is not None:

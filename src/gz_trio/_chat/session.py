@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -26,19 +26,22 @@ class Session:
             turns. A turn is added when its reply was complete: the user's message and the answer.
     """
 
-    __slots__ = ("_extra_body", "_gateway", "_model", "_remembering", "messages")
+    __slots__ = ("_extra_body", "_gateway", "_model", "_receive", "_remembering", "messages")
 
     def __init__(
         self,
         gateway: Gateway,
+        receive: Callable[..., tuple[Receiver, Reply]],
         model: str,
         messages: Sequence[Mapping[str, object]] | None,
+        *,
         extra_body: Mapping[str, object] | None,
-        remembering: Remembering | None,
+        remembering: Remembering | None = None,
     ) -> None:
         if not model or model.isspace():
             raise ValueError("the model's name is empty: give the name that the gateway knows")
         self._gateway = gateway
+        self._receive = receive
         self._remembering = remembering
         self._model = model
         self._extra_body = dict(extra_body or {})
@@ -87,7 +90,7 @@ class Session:
                 "stream_options": {"include_usage": True},
                 **self._extra_body,
             }
-            return self._gateway.receive(body, resume=resume)
+            return self._receive(body, resume=resume)
 
         def add_turn(reply: Reply) -> None:
             self.messages += [turn, reply.message]

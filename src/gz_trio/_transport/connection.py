@@ -350,7 +350,7 @@ class Exchange:
                 enough = consumer.receive(body, arrived_ns)
             except BaseException as error:  # noqa: ASYNC103 - told to the consumer
                 self._stop(error)
-                return  # noqa: ASYNC104
+                return  # noqa: ASYNC104 - it was told
             if self._consumer is None:
                 return  # It has closed the response.
             if enough:
@@ -373,8 +373,7 @@ class Exchange:
         self._connection.link.stop_reading()
 
     def _stop(self, error: BaseException | None) -> None:
-        consumer, self._consumer = self._consumer, None
-        self._expect(inf)
+        consumer = self._consumer
         self.close()
         if consumer is not None:
             consumer.stopped(error)

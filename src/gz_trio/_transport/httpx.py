@@ -76,12 +76,12 @@ class HttpxTransport:
         self._lanes.append(lane)
         return lane
 
-    async def aclose(self) -> None:  # noqa: ASYNC910
+    async def aclose(self) -> None:  # noqa: ASYNC910 - where there are clients
         """Close the clients of our own, in a bounded time even if cancelled.
 
         A checkpoint, unless there are none.
         """
-        with trio.move_on_after(CLOSE_SECONDS, shield=True):  # noqa: ASYNC912
+        with trio.move_on_after(CLOSE_SECONDS, shield=True):  # noqa: ASYNC912 - likewise
             for lane in self._lanes:
                 await lane.client.aclose()
 
@@ -254,7 +254,7 @@ async def _more_of(decoder: ContentDecoder) -> bytes:
         await trio.lowlevel.checkpoint()
         if data := decoder.decode(b""):
             return data
-    return b""  # noqa: ASYNC910
+    return b""  # noqa: ASYNC910 - nothing was waited for
 
 
 def _module_of(client: httpx.AsyncClient) -> ModuleType:

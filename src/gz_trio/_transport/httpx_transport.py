@@ -144,7 +144,7 @@ class _Transport:
             _opened_in.setdefault(task, []).append((self, opened))
         if task is self._opener:
             self._entries += 1
-        return self  # noqa: ASYNC910
+        return self  # noqa: ASYNC910 - it never waits
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(
@@ -159,10 +159,10 @@ class _Transport:
         """
         task = trio.lowlevel.current_task()
         if task is not self._opener:
-            return  # noqa: ASYNC910
+            return  # noqa: ASYNC910 - there is nothing to close
         self._entries -= 1
         if self._entries:
-            return  # noqa: ASYNC910
+            return  # noqa: ASYNC910 - likewise
         opened_here = _opened_in[task]
         self._pool = self._opener = None
         # Nurseries can only be left in the reverse order. A client with several transports leaves
@@ -174,7 +174,7 @@ class _Transport:
         for opened in reversed(to_close):
             closing.push_async_exit(opened)
         # The one task of each is stopped, and has nothing to wait for.
-        await closing.__aexit__(kind, error, traceback)  # noqa: ASYNC102
+        await closing.__aexit__(kind, error, traceback)  # noqa: ASYNC102 - see above
 
     @trio.lowlevel.enable_ki_protection  # or Ctrl-C may strike where nobody has the exchange yet
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -304,7 +304,7 @@ class _Body:
             raise StopAsyncIteration
         return piece
 
-    async def aclose(self) -> None:  # noqa: ASYNC910
+    async def aclose(self) -> None:  # noqa: ASYNC910 - it never waits
         """Give the connection back, or close it. No checkpoint: it never waits."""
         self._closed = True
         self._exchange.close()

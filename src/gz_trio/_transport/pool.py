@@ -243,7 +243,7 @@ async def open_pool(
     Args:
         ssl_context: For `https://`; `None`: the certificates that httpx trusts.
         connect: Opens what connections go over. A socket is read by the one task, any other
-            stream by whoever waits for it.
+            stream by a task of its own.
     """
     async with Background("connections") as nursery:
         # Nothing is waited for before the `yield`: whoever opens it may be cancelled already, and
