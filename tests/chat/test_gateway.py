@@ -183,6 +183,8 @@ async def test_a_streams_own_timeouts_come_before_the_gateways(
         (f"api.gatewayz.ai/v1?key={KEY}", "must begin with"),
         (f"https://api.gatewayz.ai/v1#{KEY}", "fragment"),
         ("https://api.gatewayz.ai:port/v1", "is no URL"),
+        ("https://api.gatewayz.ai:65536/v1", "is no URL: ports are 1 to 65535"),
+        ("https://api.gatewayz.ai:0/v1", "is no URL: ports are 1 to 65535"),
     ],
 )
 async def test_a_bad_base_url_is_a_clear_error_that_shows_no_key(base_url: str, words: str) -> None:

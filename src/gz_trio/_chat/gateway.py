@@ -461,6 +461,8 @@ def _checked_base_url(base_url: str) -> str:
             f"the base URL {_shown(base_url)!r} must begin with https:// or http:// and name a "
             "host, like https://api.gatewayz.ai/v1"
         )
+    if url.port is not None and not 0 < url.port < 65536:
+        raise ValueError(f"the base URL {_shown(base_url)!r} is no URL: ports are 1 to 65535")
     if url.userinfo:
         raise ValueError("the base URL must not hold a user name or password: give the key apart")
     if url.query or url.fragment:
