@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import ssl
+import sys
+import traceback
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -250,6 +252,18 @@ async def test_a_proxy_that_is_down_is_no_connection(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("HTTP_PROXY", proxy_url)
         with pytest.raises(APIConnectionError, match="no connection to http://127"):
             await ask(base_url, fake.key)
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+async def test_a_proxy_that_needs_what_is_not_installed_is_told_when_the_gateway_is_opened(
+    monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", f"{scheme}://user:word@proxy.test:1080")
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    with pytest.raises(ValueError, match=r"pip install 'httpx\[socks\]'") as caught:
+        async with gz_trio.open_gateway("https://gateway.test/v1", "sk-1"):
+            pass
+    assert "word" not in "".join(traceback.format_exception(caught.value))
 
 
 async def test_a_client_of_the_user_s_gets_the_requests(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def open_transport(
         ssl_context: What certificates are trusted; not with `http_client`, which has its own.
 
     Raises:
-        ValueError: Both are given.
+        ValueError: Both are given; or, once it is opened, the environment's proxy cannot be used.
     """
     if http_client is not None:
         if ssl_context is not None:

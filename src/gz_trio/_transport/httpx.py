@@ -60,21 +60,30 @@ class HttpxTransport:
             self.module.ConnectError,
             self.module.ConnectTimeout,
         )
-        self._lanes = [] if client is None else [_Lane(client)]
         self._may_add_lanes = client is None
         self._ssl_context = ssl_context
+        # The first one at once: httpx reads the environment then, and what is wrong there is told.
+        self._lanes = [self._new_lane() if client is None else _Lane(client)]
 
     def _choose_lane(self) -> _Lane:
         """Connections in one httpx client cost each request time; so no client gets many."""
         for lane in self._lanes:
             if not self._may_add_lanes or lane.active < REQUESTS_PER_CLIENT:
                 return lane
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        lane = _Lane(
-            httpx.AsyncClient(limits=limits, verify=self._ssl_context or default_ssl_context())
-        )
+        lane = self._new_lane()
         self._lanes.append(lane)
         return lane
+
+    def _new_lane(self) -> _Lane:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        verify = self._ssl_context or default_ssl_context()
+        try:
+            return _Lane(httpx.AsyncClient(limits=limits, verify=verify))
+        except ImportError as error:
+            raise ValueError(
+                "the environment (`ALL_PROXY`, ...) names a SOCKS proxy: for that, "
+                "pip install 'httpx[socks]'"
+            ) from error
 
     async def aclose(self) -> None:  # noqa: ASYNC910 - where there are clients
         """Close the clients of our own, in a bounded time even if cancelled.
@@ -238,7 +247,11 @@ class HttpxResponse:
 async def open_httpx_transport(
     client: httpx.AsyncClient | None, ssl_context: ssl.SSLContext | None = None
 ) -> AsyncGenerator[HttpxTransport]:
-    """A transport over `client`, which stays its owner's, or over clients of our own."""
+    """A transport over `client`, which stays its owner's, or over clients of our own.
+
+    Raises:
+        ValueError: The environment names a proxy that our own clients cannot use.
+    """
     async with Background("connections") as nursery:
         transport = HttpxTransport(client, ssl_context, nursery)
         try:
