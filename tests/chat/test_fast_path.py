@@ -36,9 +36,9 @@ from gz_trio._protocol.sse import EventStreamDecoder
 BODY: dict[str, object] = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
 
 SHORTCUTS: dict[str, tuple[type, str, object]] = {
-    "of whole events": (EventStreamDecoder, "split", None),
-    "of chunks that are text": (ChatDecoder, "decode_text", None),
-    "of text that is new": (Resumption, "append", False),
+    "of whole events": (EventStreamDecoder, "split", Mock(return_value=None)),
+    "of chunks that are text": (ChatDecoder, "decode_texts", Mock(return_value=None)),
+    "of text that is new": (Resumption, "open_text", property(lambda _: None, lambda _, __: None)),
 }
 
 
@@ -46,8 +46,7 @@ SHORTCUTS: dict[str, tuple[type, str, object]] = {
 def without(*names: str) -> Generator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in names:
-            owner, method, nothing = SHORTCUTS[name]
-            patch.setattr(owner, method, Mock(return_value=nothing))
+            patch.setattr(*SHORTCUTS[name])
         yield
 
 
@@ -57,11 +56,9 @@ def counted() -> Generator[list[str]]:
     texts: list[str] = []
     append = Resumption.append
 
-    def noted(resumption: Resumption, text: str) -> bool:
-        if append(resumption, text):
-            texts.append(text)
-            return True
-        return False
+    def noted(resumption: Resumption, deltas: Sequence[Delta]) -> None:
+        texts.extend(delta.text for delta in deltas)
+        append(resumption, deltas)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Resumption, "append", noted)
@@ -320,7 +317,7 @@ def test_what_is_not_just_more_text_comes_to_the_same_where_it_comes_first(other
 
 def test_text_behind_the_first_text_of_an_attempt_goes_the_short_way() -> None:
     with counted() as texts:
-        taken([PLAIN[:4], [*PLAIN[:5], b"".join([*PLAIN[5:], *FINISH])]])
+        taken([PLAIN[:4], [*PLAIN[:5], b"".join(PLAIN[5:]), *FINISH]])
     first, second = PLAIN_TEXTS[1:4], PLAIN_TEXTS[5:]
     assert texts == [*first, *second]
 

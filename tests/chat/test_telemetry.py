@@ -70,7 +70,7 @@ def timing(*tokens: float, paused: float = 0.0, ended: float = 0.0) -> Timing:
     """Of a reply whose tokens came at these seconds."""
     timing = Timing(0.0, paused=paused, ended=ended)
     for at in tokens:
-        timing.token_came(at)
+        timing.tokens_came(at)
     return timing
 
 

@@ -748,7 +748,7 @@ def test_building_a_message_changes_no_delta() -> None:
 )
 def test_text_of_the_first_choice_takes_the_shortcut(frame: object) -> None:
     data = event(frame).data
-    assert ChatDecoder().decode_text(data) == Delta(text="Hi", raw=data)
+    assert ChatDecoder().decode_texts([data]) == [Delta(text="Hi", raw=data)]
     assert decode(frame) == [Delta(text="Hi", raw=data)]
 
 
@@ -788,15 +788,17 @@ NO_SHORTCUT: dict[str, bytes | str | object] = {
 
 @pytest.mark.parametrize("frame", NO_SHORTCUT.values(), ids=[*NO_SHORTCUT])
 def test_nothing_else_takes_the_shortcut(frame: bytes | str | object) -> None:
-    assert ChatDecoder().decode_text(event(frame).data) is None
+    data, text = event(frame).data, event(chunk(content="Hi")).data
+    for events in ([data], [text, data], [data, text]):
+        assert ChatDecoder().decode_texts(events) is None
 
 
 def test_nor_does_text_where_half_a_character_waits() -> None:
     decoder = ChatDecoder()
     decoder.decode(event(chunk(content="\ud83e")))
-    assert decoder.decode_text(event(chunk(content="Hi")).data) is None
+    assert decoder.decode_texts([event(chunk(content="Hi")).data]) is None
     decoder.decode(event(chunk(content="\udd8a")))
-    assert decoder.decode_text(event(chunk(content="Hi")).data) is not None
+    assert decoder.decode_texts([event(chunk(content="Hi")).data]) is not None
 
 
 json_values = st.recursive(
@@ -842,9 +844,9 @@ def test_the_shortcut_says_what_the_decoder_says(frames: list[object], ascii_onl
     decoder.decode(event(chunk(content="The choice has begun.")))
     for frame in frames:
         data = json.dumps(frame, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
-        short = decoder.decode_text(data)
+        short = decoder.decode_texts([data])
         before = (decoder.complete, {*decoder.choices})
         items = decoder.decode(event(data))
         if short is not None:
-            assert items == (short,)
+            assert items == (*short,)
             assert before == (decoder.complete, {*decoder.choices})

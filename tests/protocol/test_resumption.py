@@ -668,8 +668,7 @@ class TestShortcut:
 
     def test_more_text_is_appended_behind_the_first_of_an_attempt(self) -> None:
         reader = broken_after("Once ")
-        assert reader.resumption.append("upon ")
-        assert reader.resumption.append("a time")
+        reader.resumption.append([Delta(text="upon "), Delta(text="a time")])
         reader.ask()
         reader.hear(frame("Once upon a time, "), frame("long ago"))
         assert reader.text == "Once , long ago"  # What was appended, the reader has.
@@ -677,7 +676,7 @@ class TestShortcut:
 
     def test_what_is_appended_counts_as_tokens_of_a_continued_answer(self) -> None:
         reader = broken_after("Once ", policy=VLLM, body={**BODY, "max_tokens": 10})
-        assert reader.resumption.append("upon ")
+        reader.resumption.append([Delta(text="upon ")])
         body = reader.ask()
         assert body["max_tokens"] == 8
         assert body["messages"] == [USER, {"role": "assistant", "content": "Once upon"}]
@@ -703,17 +702,16 @@ class TestShortcut:
         reader = broken_after()
         reader.ask()
         reader.hear(*events)
-        assert not reader.resumption.is_open
-        assert not reader.resumption.append("more")
+        assert reader.resumption.open_text is None
 
     def test_not_before_the_answer_of_an_attempt_has_said_something_new(self) -> None:
         reader = broken_after("Once ", "upon ")
-        assert reader.resumption.is_open
+        assert reader.resumption.open_text is not None
         reader.ask()
         for text, is_open in (("Once ", False), ("upon ", False), ("a ", True), ("time", True)):
-            assert not reader.resumption.is_open or is_open
+            assert reader.resumption.open_text is None or is_open
             reader.hear(frame(text))
-            assert reader.resumption.is_open is is_open
+            assert (reader.resumption.open_text is not None) is is_open
 
     @pytest.mark.parametrize("echo", [False, True])
     def test_behind_the_join_of_a_continued_answer(self, echo: bool) -> None:
@@ -721,28 +719,28 @@ class TestShortcut:
         reader.ask()
         if echo:
             reader.hear(frame("Once"))
-            assert not reader.resumption.is_open
+            assert reader.resumption.open_text is None
         reader.hear(frame(" upon"))
-        assert reader.resumption.is_open
+        assert reader.resumption.open_text is not None
 
     def test_not_behind_another_choice(self) -> None:
         other = json.dumps({"choices": [{"index": 1, "delta": {"content": "x"}}]}).encode()
         reader = broken_after("Once ")
         reader.hear(ServerSentEvent("message", other))
-        assert not reader.resumption.is_open
+        assert reader.resumption.open_text is None
 
     def test_not_in_a_stream_that_was_taken_up_by_its_ids(self) -> None:
         reader = broken_after("Once ", ids=True)
         reader.ask()
         reader.hear(frame("upon ", event_id="2"), frame("a time", event_id="3"))
-        assert not reader.resumption.is_open
+        assert reader.resumption.open_text is None
 
     def test_where_an_answer_starts_over_behind_its_new_beginning(self) -> None:
         reader = broken_after("Once ", policy=ResumePolicy(on_divergence="restart"))
         reader.ask()
         reader.hear(frame("Long "))
         assert (reader.text, reader.restarts) == ("Long ", 1)
-        assert reader.resumption.append("ago")
+        reader.resumption.append([Delta(text="ago")])
         reader.ask()
         reader.hear(frame("Long ago"), frame(", far"))
         assert reader.text == "Long , far"
@@ -751,4 +749,4 @@ class TestShortcut:
         reader = broken_after("Once")
         reader.hear(frame(finish="stop"))
         reader.end()
-        assert not reader.resumption.is_open
+        assert reader.resumption.open_text is None

@@ -64,15 +64,16 @@ class Timing:
         """The mean of the times of which `longest_gap` is the longest, or `None`."""
         return self._sum_of_gaps / self._gaps if self._gaps else None
 
-    def token_came(self, now: float) -> None:
-        """New text, reasoning or a tool call came."""
+    def tokens_came(self, now: float, count: int = 1) -> None:
+        """New text, reasoning or tool calls came, so many at once."""
         last, self._last_token = self._last_token, now
         if last is None:
             if self.first_token is None:
                 self.first_token = now - self.started
+            self._gaps += count - 1
             return
         gap = now - last
-        self._gaps += 1
+        self._gaps += count
         self._sum_of_gaps += gap
         if self.longest_gap is None or gap > self.longest_gap:
             self.longest_gap = gap

@@ -6,7 +6,8 @@ a reader: what comes goes to it at once, and no task is woken for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import trio
 from trio.lowlevel import (
@@ -15,17 +16,29 @@ from trio.lowlevel import (
     Task,
     checkpoint,
     checkpoint_if_cancelled,
+    current_task,
     enable_ki_protection,
+    wait_task_rescheduled,
 )
 
-from .._protocol.events import ReplyEvent
+from .._protocol.events import Delta, ReplyEvent
 
 BUFFER_BYTES = 256 * 1024
 """A reader that has this much waiting for it stops the receiving."""
 
 CHECKPOINT_EVERY = 64
 
-Sink = Callable[[ReplyEvent, int], None]
+
+class Sink(Protocol):
+    """Takes what comes, at once. What it raises ends the reply."""
+
+    def take(self, event: ReplyEvent, arrived_ns: int) -> None:
+        """Take an event; see `EventBuffer.put`."""
+        ...
+
+    def take_texts(self, deltas: Sequence[Delta], arrived_ns: int) -> None:
+        """Take more text; see `EventBuffer.put_texts`."""
+        ...
 
 
 class SinkRaised(BaseException):
@@ -42,15 +55,16 @@ class EventBuffer:
     """Events on their way from one task to another, and how they end."""
 
     __slots__ = (
-        "_bytes", "_came", "_next", "_parked", "_reading", "_reads", "_sink", "ended", "error",
-        "on_room", "raised",
+        "_came", "_next", "_parked", "_reading", "_reads", "_sink", "buffered_bytes", "ended",
+        "error", "on_room", "raised",
     )  # fmt: skip
 
     def __init__(self) -> None:
         # Two lists, the one that is read reversed: an empty deque takes ten times their memory.
         self._came: list[tuple[ReplyEvent, int, int]] = []
         self._next: list[tuple[ReplyEvent, int, int]] = []
-        self._bytes = 0
+        self.buffered_bytes = 0
+        """The size of what waits for the reader, in bytes as the server sent it."""
         self.on_room: Callable[[], None] = _nothing
         """Called when it is no longer full, by who reads."""
         self._reading = False
@@ -66,11 +80,6 @@ class EventBuffer:
     def empty(self) -> bool:
         """Whether all that was put in has been read."""
         return not (self._next or self._came)
-
-    @property
-    def buffered_bytes(self) -> int:
-        """The size of what waits for the reader, in bytes as the server sent it."""
-        return self._bytes
 
     # Receiving
 
@@ -89,20 +98,46 @@ class EventBuffer:
             raise SinkRaised(self.raised)
         if self._sink is not None:
             try:
-                self._sink(event, arrived_ns)
+                self._sink.take(event, arrived_ns)
             except BaseException as error:
                 self.raised = error
                 raise SinkRaised(error) from None  # noqa: ASYNC104 - it comes out of `drain`
             return
         self._came.append((event, arrived_ns, size))
-        self._bytes += size
+        self.buffered_bytes += size
         if self._parked is not None:
             self._wake()
+
+    def put_texts(self, deltas: Sequence[Delta], arrived_ns: int) -> bool:
+        """Add deltas that came at once, and hold text of the first choice, nothing else.
+
+        Returns:
+            Whether that is `full` now.
+
+        Raises:
+            SinkRaised: As for `put`.
+        """
+        if self.raised is not None:
+            raise SinkRaised(self.raised)
+        if self._sink is not None:
+            try:
+                self._sink.take_texts(deltas, arrived_ns)
+            except BaseException as error:
+                self.raised = error
+                raise SinkRaised(error) from None  # noqa: ASYNC104 - it comes out of `drain`
+            return False
+        for delta in deltas:
+            size = len(delta.raw)
+            self._came.append((delta, arrived_ns, size))
+            self.buffered_bytes += size
+        if self._parked is not None:
+            self._wake()
+        return self.buffered_bytes >= BUFFER_BYTES
 
     @property
     def full(self) -> bool:
         """Whether the reader is so far behind that the receiving has to wait."""
-        return self._bytes >= BUFFER_BYTES
+        return self.buffered_bytes >= BUFFER_BYTES
 
     def end(self, error: BaseException | None) -> bool:
         """Nothing comes after this. Whether it is the first end, which alone counts."""
@@ -131,26 +166,28 @@ class EventBuffer:
             raise trio.BusyResourceError("another task is reading this reply")
         self._reading = True
         try:
-            if not self.empty or self.ended:
+            if not (self._came or self._next or self.ended):
+                # One reschedule, no event object a token.
+                self._parked = current_task()
+                await wait_task_rescheduled(self._abort)
+            else:
                 self._reads += 1
                 if self._reads % CHECKPOINT_EVERY and not self.empty:
                     await checkpoint_if_cancelled()
                 else:
                     await checkpoint()
-            else:
-                await self._park()
         finally:
             self._reading = False
-        return None if self.empty else self._take()[0]
+        return self._take()[0] if self._came or self._next else None
 
     def _take(self) -> tuple[ReplyEvent, int]:
         if not self._next:
             self._next, self._came = self._came, self._next
             self._next.reverse()
         event, arrived_ns, size = self._next.pop()
-        was_full = self.full
-        self._bytes -= size
-        if was_full and not self.full:
+        before = self.buffered_bytes
+        self.buffered_bytes = before - size
+        if before >= BUFFER_BYTES > self.buffered_bytes:
             self.on_room()
         return event, arrived_ns
 
@@ -170,16 +207,17 @@ class EventBuffer:
             await checkpoint()
             try:
                 while not self.empty:
-                    sink(*self._take())
+                    sink.take(*self._take())
             except BaseException as error:
                 self.raised = self.error = error
                 self._came.clear()
                 self._next.clear()
-                self._bytes = 0
+                self.buffered_bytes = 0
                 raise
             if not self.ended:
                 self._sink = sink
-                await self._park()
+                self._parked = current_task()
+                await wait_task_rescheduled(self._abort)
         except trio.Cancelled:  # noqa: ASYNC103 - the sink had raised before
             if self.raised is None:
                 raise
@@ -189,13 +227,6 @@ class EventBuffer:
         if self.raised is not None:
             raise self.raised
 
-    @enable_ki_protection
-    async def _park(self) -> None:
-        """Wait for an event or the end: one reschedule, no event object a token."""
-
-        def abort(_raise_cancel: RaiseCancelT) -> Abort:
-            self._parked = None
-            return Abort.SUCCEEDED
-
-        self._parked = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(abort)
+    def _abort(self, _raise_cancel: RaiseCancelT) -> Abort:
+        self._parked = None
+        return Abort.SUCCEEDED

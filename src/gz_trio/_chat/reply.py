@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from trio.lowlevel import disable_ki_protection
 
@@ -89,11 +89,12 @@ class Reply:
     async def __anext__(self) -> Delta:
         """The next delta. A checkpoint; cancelling it loses nothing."""
         while True:
-            event = await self._read()
-            if event is None:
-                raise StopAsyncIteration
+            event = await self._buffer.get()
+            self._note(event)
             if isinstance(event, Delta):
                 return event
+            if event is None:
+                raise StopAsyncIteration
 
     def events(self) -> ReplyEvents:
         """Everything that happens, as an async iterator: deltas, pauses, and the end.
@@ -138,7 +139,7 @@ class Reply:
         True True True
         """
         try:
-            await self._buffer.drain(_NotingSink(self._note, sink, on_event))
+            await self._buffer.drain(_NotingSink(self, sink, on_event))
         finally:
             if self._buffer.raised is not None:
                 self._receiver.leave(self._buffer.raised)
@@ -148,19 +149,20 @@ class Reply:
     async def _read(self) -> ReplyEvent | None:
         """The next event, `None` after the last. Always a checkpoint."""
         event = await self._buffer.get()
-        if event is not None:
-            self._note(event)
-        elif self._buffer.error is not None:
-            raise self._reader_error(self._buffer.error)
+        self._note(event)
         return event
 
-    def _note(self, event: ReplyEvent) -> None:
+    def _note(self, event: ReplyEvent | None) -> None:
+        """What is handed over now; raises what the reply ended by, if it is that."""
         match event:
             case Delta():
                 self._message.feed(event)
                 if event.choice == 0 and event.finish_reason is not None:
                     self._finish_reason = event.finish_reason
                 self._usage = event.usage or self._usage
+            case None:
+                if self._buffer.error is not None:
+                    raise self._reader_error(self._buffer.error)
             case Restarted():
                 self._message = MessageBuilder()
                 self._finish_reason = self._usage = None
@@ -178,25 +180,34 @@ class Reply:
 class _NotingSink:
     """A sink of a buffer: what is drained is read."""
 
-    __slots__ = ("_note", "_on_event", "_sink")
+    __slots__ = ("_on_event", "_reply", "_sink")
 
     def __init__(
         self,
-        note: Callable[[ReplyEvent], None],
+        reply: Reply,
         sink: Callable[[Delta, int], object],
         on_event: Callable[[ReplyEvent], object] | None,
     ) -> None:
-        self._note = note
+        self._reply = reply
         self._sink = sink
         self._on_event = on_event
 
     @disable_ki_protection
-    def __call__(self, event: ReplyEvent, arrived_ns: int) -> None:
-        self._note(event)
+    def take(self, event: ReplyEvent, arrived_ns: int) -> None:
+        """See `buffer.Sink`."""
+        self._reply._note(event)
         if isinstance(event, Delta):
             self._sink(event, arrived_ns)
         elif self._on_event is not None:
             self._on_event(event)
+
+    @disable_ki_protection
+    def take_texts(self, deltas: Sequence[Delta], arrived_ns: int) -> None:
+        """See `buffer.Sink`."""
+        texts, sink = self._reply._message.texts, self._sink
+        for delta in deltas:
+            texts.append(delta.text)
+            sink(delta, arrived_ns)
 
 
 class ReplyEvents:

@@ -156,26 +156,25 @@ class Taking:
             SinkRaised: The reader's sink did.
             ProtocolError, CannotResume, StartedOver, Diverged: It is not to be read on.
         """
+        self._arrived_ns = arrived_ns
+        resumption = self._resumption
+        if (
+            resumption.open_text is not None
+            and (texts := self._events.split(data)) is not None
+            and (deltas := resumption.decoder.decode_texts(texts)) is not None
+        ):
+            self._heard = now = self._clock()
+            resumption.append(deltas)
+            self._attempt.tokens += len(deltas)
+            self.timing.tokens_came(now, len(deltas))
+            return self._buffer.put_texts(deltas, arrived_ns) and self._is_full()
         if self.done:
             return False
-        self._heard = now = self._clock()
-        self._arrived_ns = arrived_ns
-        resumption, buffer = self._resumption, self._buffer
-        texts = self._events.split(data) if resumption.is_open else None
-        if texts is None:
-            for event in self._events.feed(data):
-                if self._take_event(event):
-                    return self._is_done()
-            return buffer.full and self._is_full()
-        for text in texts:
-            delta = resumption.decoder.decode_text(text)
-            if delta is not None and resumption.append(delta.text):
-                self._attempt.tokens += 1
-                self.timing.token_came(now)
-                buffer.put(delta, arrived_ns, len(text))
-            elif self._take_event(ServerSentEvent("message", text)):
+        self._heard = self._clock()
+        for event in self._events.feed(data):
+            if self._take_event(event):
                 return self._is_done()
-        return buffer.full and self._is_full()
+        return self._buffer.full and self._is_full()
 
     def _is_full(self) -> bool:
         self._full_since = self._clock()
@@ -261,7 +260,7 @@ class Taking:
         if part.text or part.reasoning or part.tool_calls:
             self._recovering.progressed()
             is_first = self.timing.first_token is None
-            self.timing.token_came(now)
+            self.timing.tokens_came(now)
             if is_first:
                 self._telemetry.first_token(now - self.timing.started)
         self._buffer.put(part, self._arrived_ns, len(part.raw) if size is None else size)

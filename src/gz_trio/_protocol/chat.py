@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Set as AbstractSet
-from typing import ClassVar, Final
+from typing import Annotated, ClassVar, Final, Literal
 
 import msgspec
 
@@ -69,7 +69,7 @@ class _Chunk(msgspec.Struct, gc=False):
 
 # A chunk that holds some more text of one choice, and nothing else that is read.
 class _TextFields(msgspec.Struct, gc=False):
-    content: str
+    content: Annotated[str, msgspec.Meta(min_length=1)]
     refusal: None = None
     reasoning_content: None = None
     reasoning: None = None
@@ -81,7 +81,7 @@ class _TextFields(msgspec.Struct, gc=False):
 
 class _TextChoice(msgspec.Struct, gc=False):
     delta: _TextFields
-    index: int = 0
+    index: Literal[0] = 0
     finish_reason: None = None
 
 
@@ -139,23 +139,25 @@ class ChatDecoder:
         """The attempt failed, and the same answer goes on in another response."""
         self._failed = self._done = False
 
-    def decode_text(self, data: bytes) -> Delta | None:
-        """The delta of an event that adds text to the first choice, and nothing else.
+    def decode_texts(self, events: list[bytes]) -> list[Delta] | None:
+        """The deltas of events that each add text to the first choice, and nothing else.
 
         A shortcut for what nearly all events are, once the choice has begun: where it gives
-        `None`, use `decode`.
+        `None`, because one of them is another one, use `decode`.
 
         Args:
-            data: Of an event without a name.
+            events: The data of each, none of which has a name.
         """
         if self._halves:
             return None
+        deltas: list[Delta] = []
         try:
-            choice = _decode_text_chunk(data).choices[0]
+            for data in events:
+                text = _decode_text_chunk(data).choices[0].delta.content
+                deltas.append(Delta(text=text, raw=data))
         except lenient_json.MSGSPEC_ERRORS:
             return None
-        text = choice.delta.content
-        return None if choice.index or not text else Delta(text=text, raw=data)
+        return deltas
 
     def decode(self, event: ServerSentEvent) -> tuple[ChatItem, ...]:
         """What `event` means, in order. Never raises.
@@ -458,10 +460,11 @@ class MessageBuilder:
     {'role': 'assistant', 'content': 'Hello'}
     """
 
-    __slots__ = ("_calls", "_details", "_text")
+    __slots__ = ("_calls", "_details", "texts")
 
     def __init__(self) -> None:
-        self._text: list[str] = []
+        self.texts: list[str] = []
+        """The pieces of the text so far, to which more text may simply be added."""
         self._calls: dict[int, _Call] = {}
         self._details: list[_Detail] = []
 
@@ -470,7 +473,7 @@ class MessageBuilder:
         if delta.choice != 0:
             return
         if delta.text:
-            self._text.append(delta.text)
+            self.texts.append(delta.text)
         for piece in delta.tool_calls:
             self._calls.setdefault(piece.index, _Call()).feed(piece)
         for detail in delta.reasoning_details:
@@ -480,7 +483,7 @@ class MessageBuilder:
     @property
     def text(self) -> str:
         """The text so far."""
-        return "".join(self._text)
+        return "".join(self.texts)
 
     @property
     def message(self) -> dict[str, object]:

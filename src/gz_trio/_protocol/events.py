@@ -25,7 +25,7 @@ class ToolCallDelta(msgspec.Struct, frozen=True):
     arguments: str = ""
 
 
-class Delta(msgspec.Struct, frozen=True, kw_only=True):
+class Delta(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one event added to one choice of the reply.
 
     `text` and `reasoning` are in characters, either may be empty. `raw` is the data of the

@@ -6,7 +6,7 @@ model continue, by replay. A way that the server refuses is not tried again in t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn, cast
 
@@ -90,8 +90,9 @@ class Resumption:
 
     __slots__ = (
         "_content", "_cursor", "_delivered", "_is_continuation", "_kept_decoder", "_last_id",
-        "_last_was_repeat", "_open_text", "_policy", "_refused", "_repeated", "_suspected",
-        "_taken_up_after", "_tokens", "_unconfirmed", "begun", "decoder", "way",
+        "_last_was_repeat", "_policy", "_refused", "_repeated", "_suspected",
+        "_taken_up_after", "_tokens", "_unconfirmed", "begun", "decoder", "open_text",
+        "way",
     )  # fmt: skip
 
     def __init__(self, body: Mapping[str, object], policy: ResumePolicy) -> None:
@@ -103,7 +104,11 @@ class Resumption:
         self._is_continuation = False
         self._repeated: list[Delta] = []
         self._tokens = 0  # That the reader has, about: the deltas with text or reasoning.
-        self._open_text: list[str] | None = None
+        self.open_text: list[str] | None = None
+        """The first choice's text, where more of it may simply be added by `append`.
+
+        That is the usual case, which has to be fast; else see `new_parts`.
+        """
         # Of the attempt
         self.way: Way | None = None
         self.begun = False
@@ -148,7 +153,7 @@ class Resumption:
         """
         self.begun = False
         self.decoder = ChatDecoder()
-        self._open_text = None
+        self.open_text = None
         self._suspected = None
         self._unconfirmed = []
         content, headers = self._content, dict[str, str]()
@@ -303,7 +308,7 @@ class Resumption:
     def passed(self, event: ServerSentEvent) -> None:
         """`event` was taken, and was more than an error."""
         if event.id is not None:
-            self._open_text = None  # Where it leads to, each event has to be told.
+            self.open_text = None  # Where it leads to, each event has to be told.
         if self._suspected is not None:
             self._unconfirmed.append(event)
             return
@@ -322,11 +327,11 @@ class Resumption:
         """
         if self._suspected is None:
             parts = self._new_parts(delta)
-            self._open_text = None
+            self.open_text = None
             # Only behind text that is new in this attempt: of its first, others are told.
             is_first_choices = bool(parts and delta.text and not delta.choice)
             if is_first_choices and self._taken_up_after is None:
-                self._open_text = self._delivered.open_text
+                self.open_text = self._delivered.open_text
             return parts
         self._suspected.append(delta)
         begins_anew = self._delivered.begins_with(self._suspected)
@@ -337,21 +342,15 @@ class Resumption:
         cleared, self._suspected = self._suspected, None
         return tuple(part for each in cleared for part in self._new_parts(each))
 
-    @property
-    def is_open(self) -> bool:
-        """Whether `append` may take what comes next: the usual case, which has to be fast."""
-        return self._open_text is not None
+    def append(self, deltas: Sequence[Delta]) -> None:
+        """Count more of the `open_text` as delivered; without one, see `new_parts`.
 
-    def append(self, text: str) -> bool:
-        """Count more text of the first choice as delivered; if it says `False`, see `new_parts`.
-
-        Only for an event without an id, of which nothing else is to be said.
+        Only for events without an id, of which nothing else is to be said.
         """
-        if self._open_text is None:
-            return False
-        self._open_text.append(text)
-        self._tokens += 1
-        return True
+        if self.open_text is not None:
+            for delta in deltas:
+                self.open_text.append(delta.text)
+            self._tokens += len(deltas)
 
     def _start_over(self) -> NoReturn:
         self._refused = (*self._refused, "cursor")
@@ -381,7 +380,7 @@ class Resumption:
             Diverged: It ended before the first one's length, and the reply may not start over.
             StartedOver: It said nothing but what the answer had begun with.
         """
-        self._open_text = None
+        self.open_text = None
         suspected, self._suspected = self._suspected or [], None
         if any(delta.text or delta.reasoning for delta in suspected):
             self._start_over()

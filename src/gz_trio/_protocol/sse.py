@@ -8,10 +8,13 @@ bytes. It is JSON, which the reader decodes from bytes, and which decides what b
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from .errors import ProtocolError
 
+_LF: Final = 0x0A
 _BOM = b"\xef\xbb\xbf"
 
 # More digits than this are no time that anybody waits for, and Python's `int` refuses very many.
@@ -88,15 +91,16 @@ class EventStreamDecoder:
         >>> decoder.split(b"data: 2\n\ndata: 3\n\n")
         [b'2', b'3']
         """
-        if not self._at_event or data[-2:] != b"\n\n" or b"\r" in data:
+        # For each token: measure what you change (`find` is faster than `in`).
+        if not self._at_event or data.find(b"\r") >= 0 or not data.startswith(b"data: "):
             return None
-        if data.find(b"\n") == len(data) - 2:
-            return [data[6:-2]] if data.startswith(b"data: ") else None
-        blocks = data[:-2].split(b"\n\n")
-        for block in blocks:
-            if not block.startswith(b"data: ") or b"\n" in block:
-                return None
-        return [block[6:] for block in blocks]
+        end = len(data) - 2
+        if data.find(b"\n") == end and data[-1] == _LF:
+            return [data[6:end]]
+        if not data.endswith(b"\n\n"):
+            return None
+        texts = data[6:end].split(b"\n\ndata: ")
+        return texts if data.count(b"\n") == 2 * len(texts) else None
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
         """The events that end within `data`, in order.

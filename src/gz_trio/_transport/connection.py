@@ -67,17 +67,13 @@ class Connection:
 
     def data_received(self, data: bytes, arrived_ns: int) -> None:
         """Bytes came; see `LinkOwner`."""
-        if self._tls is not None:
-            self._tls.receive(data)
-            self._read_tls(self._tls, arrived_ns)
-        else:
-            self._plaintext_received(data, arrived_ns)
+        if self._tls is None:
+            raise self._unasked()
+        self._tls.receive(data)
+        self._read_tls(self._tls, arrived_ns)
 
-    def _plaintext_received(self, data: bytes, arrived_ns: int) -> None:
-        if self._exchange is not None:
-            self._exchange.data_received(data, arrived_ns)
-        else:
-            raise APIConnectionError(f"{self.origin} sent something that nobody has asked for")
+    def _unasked(self) -> APIConnectionError:
+        return APIConnectionError(f"{self.origin} sent something that nobody has asked for")
 
     def _read_tls(self, tls: TlsClient, arrived_ns: int) -> None:
         """Hand over the plaintext of what came, as far as it is wanted."""
@@ -88,7 +84,9 @@ class Connection:
         while True:
             plaintext = tls.read()
             if plaintext:
-                self._plaintext_received(plaintext, arrived_ns)
+                if self._exchange is None:
+                    raise self._unasked()
+                self._exchange.data_received(plaintext, arrived_ns)
             elif plaintext is not None:
                 self._ended()
             if not tls.has_more or plaintext == b"" or (exchange is not None and exchange.enough):
@@ -193,6 +191,7 @@ class Connection:
         """
         exchange = self._exchange = Exchange(self, reader)
         if self._tls is None:
+            self.link.owner = exchange
             self._outgoing += content
         else:
             self._tls.write(content)
@@ -246,6 +245,7 @@ class Connection:
         if self._exchange is exchange:
             self._release(self)
             self._exchange = None
+            self.link.owner = self
 
     @property
     def reusable(self) -> bool:
@@ -284,8 +284,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_arrived_ns", "_connection", "_consumer", "_deadline", "_decoder", "_unheard", "enough",
-        "reader",
+        "_arrived_ns", "_connection", "_consumer", "_deadline", "_decoder", "_fast",
+        "_unheard", "enough", "reader",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, reader: ResponseReader) -> None:
@@ -293,6 +293,7 @@ class Exchange:
         self.enough = False
         self._connection = connection
         self._consumer: BodyConsumer | None = None
+        self._fast: BodyConsumer | None = None  # The same, where all is simply passed on to it.
         self._decoder: ContentDecoder | None = None
         self._deadline: Deadline | None = None
         self._unheard = True  # Since the consumer was given, nothing has come.
@@ -312,22 +313,29 @@ class Exchange:
 
     def data_received(self, data: bytes, arrived_ns: int) -> None:
         """Bytes of the response came; see `LinkOwner`."""
-        reader, consumer = self.reader, self._consumer
+        reader, consumer = self.reader, self._fast
         reader.feed(data)
-        if consumer is None:
-            self._arrived_ns = arrived_ns
-            if reader.head_complete:
-                self._connection.link.stop_reading()  # Until somebody wants more.
-            self._connection.link.wake()
-        elif self._decoder is not None or self._unheard or reader.complete:
-            self._hand_over(consumer, arrived_ns)
-        else:  # the usual case, at its fastest
-            body = reader.take_body()
+        if consumer is not None and not reader.complete:
+            pieces = reader.pieces
             try:
-                if body and consumer.receive(body, arrived_ns):
-                    self._stop_for_now(arrived_ns)
+                if pieces:
+                    body = pieces.pop() if len(pieces) == 1 else reader.take_body()
+                    if consumer.receive(body, arrived_ns):
+                        self._stop_for_now(arrived_ns)
             except BaseException as error:  # noqa: ASYNC103 - told to the consumer
                 self._stop(error)
+            return
+        if self._consumer is not None:
+            self._hand_over(self._consumer, arrived_ns)
+            return
+        self._arrived_ns = arrived_ns
+        if reader.head_complete:
+            self._connection.link.stop_reading()  # Until somebody wants more.
+        self._connection.link.wake()
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        """Nothing more comes; see `LinkOwner`."""
+        self._connection.connection_lost(error)
 
     def ended(self) -> None:
         """The server has ended the connection; raises where the response is not complete."""
@@ -359,6 +367,8 @@ class Exchange:
             if self._unheard:
                 self._unheard = False
                 self._expect(consumer.deadline())
+                if decoder is None:
+                    self._fast = consumer
             body = b"" if decoder is None or not decoder.has_more else decoder.decode(b"")
         if self.reader.complete:
             if decoder is not None:
@@ -367,7 +377,7 @@ class Exchange:
 
     def _stop_for_now(self, arrived_ns: int) -> None:
         self.enough = True
-        self._consumer = None
+        self._consumer = self._fast = None
         self._arrived_ns = arrived_ns
         self._expect(inf)
         self._connection.link.stop_reading()
@@ -433,7 +443,7 @@ class Exchange:
     def start(self, consumer: BodyConsumer) -> None:
         """Hand the body over as it comes; see `Response.start`."""
         self.enough = False
-        self._consumer = consumer
+        self._consumer, self._fast = consumer, None
         self._unheard = True
         try:
             self._expect(consumer.deadline())
@@ -451,6 +461,6 @@ class Exchange:
 
     def close(self) -> None:
         """Give the connection back where the body was read to its end, else close it."""
-        self._consumer = None
+        self._consumer = self._fast = None
         self._expect(inf)
         self._connection.leave(self)

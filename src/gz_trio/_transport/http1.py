@@ -137,6 +137,7 @@ class ResponseReader:
         reason: The reason phrase, as it came.
         headers: Names in lower case; the values of several fields of one name are joined by
             commas (RFC 9110 section 5.3).
+        pieces: What of the body came, its content coding still on, and was not taken yet.
 
     >>> reader = ResponseReader(method="GET", origin="http://gateway.test")
     >>> reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\nOnce upon")
@@ -149,8 +150,8 @@ class ResponseReader:
 
     __slots__ = (
         "_chunks", "_has_body", "_head_bytes", "_head_tail", "_interim_responses", "_keep_alive",
-        "_left", "_message", "_origin", "_parser", "_pieces", "_without_body", "begun", "complete",
-        "head_complete", "headers", "reason", "status",
+        "_left", "_message", "_origin", "_parser", "_without_body", "begun", "complete",
+        "head_complete", "headers", "pieces", "reason", "status",
     )  # fmt: skip
 
     def __init__(self, *, method: str, origin: object) -> None:
@@ -166,8 +167,8 @@ class ResponseReader:
         self._interim_responses = 0
         self._head_bytes = 0
         self._head_tail = b""
-        self._pieces: list[bytes] = []
-        self._message = _Message(self._pieces.append, 0)
+        self.pieces: list[bytes] = []
+        self._message = _Message(self.pieces.append, 0)
         self._parser = _parser_for(self._message)
         self._chunks: HttpResponseParser | None = None
         self._left: int | None = None
@@ -211,7 +212,7 @@ class ResponseReader:
         except HttpParserError as error:
             self._end_chunks(error)
             self._keep_alive = False
-        if self._pieces:
+        if self.pieces:
             self._without_body = 0
         else:
             self._without_body += len(data)
@@ -234,8 +235,8 @@ class ResponseReader:
         )
 
     def take_body(self) -> bytes:
-        """The bytes of the body, its content coding still on, that came since the last call."""
-        pieces = self._pieces
+        """All of `pieces`, joined; they are gone from there."""
+        pieces = self.pieces
         if len(pieces) == 1:
             return pieces.pop()
         body = b"".join(pieces)
@@ -278,12 +279,12 @@ class ResponseReader:
         elif self._chunks is not None:
             self.feed(data)
         elif self._left is None:
-            self._pieces.append(data)
+            self.pieces.append(data)
         elif len(data) < self._left:
             self._left -= len(data)
-            self._pieces.append(data)
+            self.pieces.append(data)
         else:
-            self._pieces.append(data[: self._left])
+            self.pieces.append(data[: self._left])
             self._keep_alive = self._keep_alive and len(data) == self._left
             self.complete = True
 
@@ -320,7 +321,7 @@ class ResponseReader:
         self._interim_responses += 1
         if self._interim_responses > MAX_INTERIM_RESPONSES:
             raise self._broken("interim responses without end")
-        self._message = _Message(self._pieces.append, self._message.fields)
+        self._message = _Message(self.pieces.append, self._message.fields)
         self._parser = _parser_for(self._message)
         self._head_tail = b""
 
