@@ -547,6 +547,24 @@ async def test_a_response_may_be_started_when_its_connection_is_lost_already(
     await peer.closed()
 
 
+async def test_one_task_at_a_time_receives_a_response(pool: Pool, wire: Wire) -> None:
+    peer, exchange = await answered(pool, wire, CHUNKED)
+    received: list[bytes] = []
+
+    async def receive() -> None:
+        received.append(await exchange.receive())
+
+    with trio.fail_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError):
+                await exchange.receive()
+            await peer.send(chunk(b"Once"))
+    assert received == [b"Once"]
+    exchange.close()
+
+
 async def test_a_receive_that_is_cancelled_can_be_repeated_and_has_lost_nothing(
     pool: Pool, wire: Wire
 ) -> None:

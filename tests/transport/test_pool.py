@@ -114,6 +114,38 @@ def error_of(outcome: Outcome) -> APIConnectionError:
     return error
 
 
+class FailingPoller:
+    """The system's poller, which fails when it is told to."""
+
+    def __init__(self) -> None:
+        poller = make_poller()
+        assert poller is not None
+        self._poller: Poller = poller
+        self.fileno = poller.fileno
+        self.unregister = poller.unregister
+        self.close = poller.close
+        self.broken = False
+        self.full = False
+
+    def poll(self) -> list[tuple[int, int]]:
+        if self.broken:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        return self._poller.poll()
+
+    def register(self, fd: int) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._poller.register(fd)
+
+
+@pytest.fixture
+def poller(monkeypatch: pytest.MonkeyPatch) -> FailingPoller:
+    """Of the pools that are opened."""
+    poller = FailingPoller()
+    monkeypatch.setattr(gz_trio._transport.pool, "make_poller", lambda: poller)
+    return poller
+
+
 # Reuse
 
 
@@ -314,18 +346,43 @@ async def test_an_idle_connection_is_not_used_after_its_time(
     await peer.closed()
 
 
-async def test_old_connections_are_closed_when_another_one_is_given_back(
+async def test_idle_connections_are_closed_when_their_time_has_come_whatever_else_is_done(
     mock_clock: MockClock, pool: Pool, wire: Wire
 ) -> None:
-    busy, exchange = await answered(pool, wire)
-    old = [(await answered(pool, wire)) for _ in range(2)]
-    for _, old_exchange in old:
-        old_exchange.close()
-    mock_clock.jump(IDLE_SECONDS)
-    exchange.close()
-    for peer, _ in old:
+    one, other = "http://one.test/", "http://other.test/"
+    idle: dict[int, tuple[Peer, Exchange]] = {}
+    for at, url in enumerate((one, other, one)):
+        peer, exchange = await answered(pool, wire, request=asking(url=url))
+        idle[at] = peer, exchange
+    for _, exchange in idle.values():
+        exchange.close()
+        mock_clock.jump(1)
+    mock_clock.jump(IDLE_SECONDS - 3.5)
+    for at, (peer, _) in idle.items():
+        await wait_all_tasks_blocked()
+        assert len(pool._open) == len(idle) - at
+        mock_clock.jump(1)
+        await wait_all_tasks_blocked()
+        assert len(pool._open) == len(idle) - at - 1
         await peer.closed()
-    await answered_and_read(pool, wire, by=busy)
+    assert pool._idle == {}
+
+
+async def test_a_connection_that_is_used_meanwhile_gets_its_time_anew(
+    mock_clock: MockClock, pool: Pool, wire: Wire
+) -> None:
+    peer, _ = await answered_and_read(pool, wire)
+    mock_clock.jump(IDLE_SECONDS - 1)
+    _, exchange = await answered(pool, wire, by=peer)
+    mock_clock.jump(2)
+    await wait_all_tasks_blocked()
+    assert await read(exchange) == b"ok"
+    mock_clock.jump(IDLE_SECONDS - 1)
+    await wait_all_tasks_blocked()
+    await answered_and_read(pool, wire, by=peer)
+    mock_clock.jump(IDLE_SECONDS)
+    await wait_all_tasks_blocked()
+    assert pool._open == set()
 
 
 # Idle connections
@@ -797,6 +854,46 @@ async def test_it_says_so_over_tcp_too() -> None:
         assert_nothing_is_under_way(pool)
 
 
+async def test_it_says_so_too_where_a_pool_is_opened() -> None:
+    with no_further_files(), pytest.raises(APIConnectionError, match="ulimit") as caught:
+        async with open_pool():
+            pass
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+@over_sockets_that_are_watched
+async def test_where_the_system_watches_no_further_connection_the_message_says_so(
+    wire: Wire, poller: FailingPoller
+) -> None:
+    async with open_pool(connect=wire.connect) as pool:
+        peer, exchange = await answered(pool, wire, CLOSE_DELIMITED)
+        await peer.send(b"Once")
+        await wait_all_tasks_blocked()  # Nobody reads it: so it is watched no more.
+        poller.full = True
+        for waits in (lambda: pool.send(asking()), exchange.receive):
+            with pytest.raises(APIConnectionError, match="max_user_watches") as caught:
+                await waits()
+            assert isinstance(caught.value.__cause__, OSError)
+        exchange.close()
+        assert_nothing_is_under_way(pool)
+        await (await wire.accept()).closed()
+        poller.full = False
+        await answered_and_read(pool, wire)
+
+
+@over_sockets_that_are_watched
+async def test_a_connection_that_cannot_be_watched_while_it_is_idle_is_closed(
+    wire: Wire, poller: FailingPoller
+) -> None:
+    async with open_pool(connect=wire.connect) as pool:
+        peer, exchange = await answered(pool, wire)
+        await peer.send(b"not asked for")
+        await wait_all_tasks_blocked()  # As above.
+        poller.full = True
+        exchange.close()
+        assert pool._open == set()
+
+
 def refused_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -1055,31 +1152,10 @@ async def test_an_exception_of_the_block_comes_out_as_it_is(wire: Wire) -> None:
     assert caught.value is error
 
 
-class FailingPoller:
-    """The system's poller, which fails when it is told to."""
-
-    def __init__(self) -> None:
-        poller = make_poller()
-        assert poller is not None
-        self._poller: Poller = poller
-        self.fileno = poller.fileno
-        self.register = poller.register
-        self.unregister = poller.unregister
-        self.close = poller.close
-        self.broken = False
-
-    def poll(self) -> list[tuple[int, int]]:
-        if self.broken:
-            raise OSError(errno.EBADF, "Bad file descriptor")
-        return self._poller.poll()
-
-
 @over_sockets_that_are_watched
 async def test_if_the_poller_fails_readers_are_told_and_the_block_ends(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch
+    wire: Wire, poller: FailingPoller
 ) -> None:
-    poller = FailingPoller()
-    monkeypatch.setattr(gz_trio._transport.pool, "make_poller", lambda: poller)
     errors: list[GatewayError] = []
     exchanges: list[Exchange] = []
 
@@ -1102,6 +1178,31 @@ async def test_if_the_poller_fails_readers_are_told_and_the_block_ends(
         exchanges[0].close()
     assert isinstance(caught.value.__cause__, OSError)
     assert [str(error) for error in errors] == ["the connection to http://gateway.test broke"]
+    for peer in wire.peers:
+        await peer.closed()
+
+
+async def test_if_a_task_fails_all_connections_are_closed_and_the_block_s_error_comes_out(
+    wire: Wire,
+) -> None:
+    error = ValueError("the block's")
+    left: list[Pool] = []
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ValueError, match="the block's") as caught:
+        async with open_pool(connect=wire.connect) as pool:
+            left.append(pool)
+            await answered(pool, wire, CLOSE_DELIMITED)
+            await answered_and_read(pool, wire)
+            pool._deadlines.set(0, fail)
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise error
+    assert caught.value is error
+    assert left[0]._open == set()
     for peer in wire.peers:
         await peer.closed()
 

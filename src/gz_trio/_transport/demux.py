@@ -18,6 +18,7 @@ from typing import Protocol
 
 import trio
 
+from .._protocol.errors import APIConnectionError
 from .link import RECEIVE_BYTES, Link, LinkOwner
 
 BATCH = 64
@@ -119,6 +120,7 @@ class DemuxedSocket(Link):
 
         Raises:
             trio.ClosedResourceError: The socket was closed here, or nobody reads any more.
+            APIConnectionError: The system watches as many sockets as it may.
         """
         if not self._registered:
             if self._fd < 0:
@@ -201,10 +203,17 @@ class Demux:
 
         Raises:
             trio.ClosedResourceError: Nobody reads any more.
+            APIConnectionError: The system watches as many sockets as it may.
         """
         if self._closed:
             raise trio.ClosedResourceError("the transport was closed")
-        self._poller.register(fd)
+        try:
+            self._poller.register(fd)
+        except OSError as error:
+            raise APIConnectionError(
+                "the system cannot watch another connection: keep fewer open, or raise its limit "
+                "(on Linux, `sysctl fs.epoll.max_user_watches`)"
+            ) from error
         self._sockets[fd] = demuxed
 
     def unregister(self, fd: int) -> None:

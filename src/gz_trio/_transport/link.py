@@ -47,6 +47,7 @@ class Link:
 
         Raises:
             trio.ClosedResourceError: It was closed here, or nobody reads any more.
+            APIConnectionError: The system cannot watch it too.
         """
         raise NotImplementedError
 
@@ -87,8 +88,11 @@ class Link:
         """Hand over what comes until `wake` is called. A checkpoint.
 
         Raises:
-            trio.ClosedResourceError: As for `start_reading`.
+            trio.ClosedResourceError, APIConnectionError: As for `start_reading`.
+            trio.BusyResourceError: Another task waits already.
         """
+        if self._waiting is not None:
+            raise trio.BusyResourceError("another task is receiving this response already")
         self.start_reading()
         self._waiting = trio.lowlevel.current_task()
 

@@ -16,7 +16,7 @@ import trio
 from .._background import Background
 from .._protocol.errors import APIConnectionError
 from .connection import Connection, Exchange
-from .deadlines import Deadlines
+from .deadlines import Deadline, Deadlines
 from .demux import Demux, DemuxedSocket, make_poller
 from .http1 import ResponseReader, encode_request
 from .interface import Request, Wait
@@ -33,7 +33,7 @@ IDLE_CONNECTIONS = 1000
 IDLE_SECONDS = 60.0
 """Longer is none kept: most servers close them about then."""
 
-_TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
+_TOO_MANY_FILES = "this process has as many files open as it may (`ulimit -n`)"
 
 Connect = Callable[[Origin], Awaitable[trio.abc.Stream]]
 
@@ -97,6 +97,7 @@ class Pool:
         self._closed = False
         self._open: set[Connection] = set()
         self._idle: dict[Origin, dict[Connection, None]] = {}  # Those used last come last.
+        self._aging: Deadline | None = None  # There, if any is idle.
 
     @trio.lowlevel.enable_ki_protection  # or Ctrl-C may strike where nobody has a new socket yet
     async def send(self, request: Request) -> Exchange:
@@ -143,11 +144,8 @@ class Pool:
                 try:
                     return await self._open_connection(origin)
                 except (OSError, UnicodeError, trio.BrokenResourceError) as error:
-                    if not _TOO_MANY_FILES.isdisjoint(_errnos(error)):
-                        message = (
-                            f"no connection to {origin}: this process has as many files open as it "
-                            "may (`ulimit -n`)"
-                        )
+                    if not {errno.EMFILE, errno.ENFILE}.isdisjoint(_errnos(error)):
+                        message = f"no connection to {origin}: {_TOO_MANY_FILES}"
                         raise APIConnectionError(message) from error
                     raise APIConnectionError(_no_connection(origin)) from error
             raise APIConnectionError(_no_connection(origin, f" within {timeout:g} s"))
@@ -204,21 +202,33 @@ class Pool:
             self._close(connection)
             return
         kept = self._idle.setdefault(connection.origin, {})
-        self._close_old(kept)
         if len(kept) >= IDLE_CONNECTIONS:
             self._close(next(iter(kept)))
-        connection.idle_since = trio.current_time()
+        connection.idle_since = now = trio.current_time()
         connection.on_idle_end = self._close
         kept[connection] = None
+        if self._aging is None:
+            self._aging = self._deadlines.set(now + IDLE_SECONDS, self._close_all_old)
         try:
             connection.link.start_reading()  # to be told when the server closes it
-        except trio.ClosedResourceError:  # The task that reads has failed.
+        except (trio.ClosedResourceError, APIConnectionError):  # Nobody can read it.
             self._close(connection)
 
-    def _close_old(self, kept: dict[Connection, None]) -> None:
-        by = trio.current_time() - IDLE_SECONDS
-        while kept and (oldest := next(iter(kept))).idle_since <= by:
+    def _close_old(self, kept: dict[Connection, None]) -> float:
+        """Close those whose time has come; when that of the next one does."""
+        now = trio.current_time()
+        while kept:
+            oldest = next(iter(kept))
+            until = oldest.idle_since + IDLE_SECONDS
+            if until > now:
+                return until
             self._close(oldest)
+        return inf
+
+    def _close_all_old(self) -> None:
+        next_at = min(map(self._close_old, self._idle.values()), default=inf)
+        self._idle = {origin: kept for origin, kept in self._idle.items() if kept}
+        self._aging = self._deadlines.set(next_at, self._close_all_old)
 
     def _close(self, connection: Connection) -> None:
         self._open.discard(connection)
@@ -244,12 +254,18 @@ async def open_pool(
         ssl_context: For `https://`; `None`: the certificates that httpx trusts.
         connect: Opens what connections go over. A socket is read by the one task, any other
             stream by a task of its own.
+
+    Raises:
+        APIConnectionError: This process has as many files open as it may.
     """
     async with Background("connections") as nursery:
         # Nothing is waited for before the `yield`: whoever opens it may be cancelled already, and
         # tasks that share it may open it at once.
         tasks = Tasks(nursery)
-        poller = make_poller()
+        try:
+            poller = make_poller()
+        except OSError as error:
+            raise APIConnectionError(f"no connection can be read: {_TOO_MANY_FILES}") from error
         demux = None
         if poller is not None:
             demux = Demux(poller)
