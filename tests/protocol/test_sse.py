@@ -317,8 +317,6 @@ def test_whole_events_of_one_line_of_data_take_the_shortcut(
         b"data: 1\n\n: ping\n\n",
         b"data: 1\n\n: ping\ndata: 2\n\n",
         b"data: 1\n\nid: 5\ndata: 2\n\n",
-        b"data: 1\n\ndata: 2\n",
-        b"data: 1\n\ndata: 2",
         b"data: 1\r\n\r\n",
         b"data: 1\r\r",
         b"data: 1\r\n\n",
@@ -332,6 +330,39 @@ def test_nothing_else_takes_the_shortcut(piece: bytes) -> None:
     assert decoder.split(piece) is None
     # It has taken nothing, either.
     assert decoder.feed(piece) == decode(b"data: 0\n\n", piece)[1:]
+
+
+PARTS = [
+    *(b"data: 1\n\n", b"data: 22\n\ndata: 3\n\n", b": ping\n\n", b"data: 4\r\n\r\n", b"\n"),
+    *(b"event: a\ndata: 5\n\n", b"data:6\n\n", b"data: 7\ndata: 8\n\n", b"data: 9\r\r"),
+]
+
+
+@pytest.mark.parametrize("rest", [b"d", b"data: 2", b"data: 2\n", b"event: a\nda", b"id"])
+@pytest.mark.parametrize("piece", [b"data: 3\n\n", b"", b": 4\n\ndata: 5\n\n", b"\r\n", b"\nx"])
+def test_what_the_shortcut_leaves_belongs_to_what_comes_next(rest: bytes, piece: bytes) -> None:
+    decoder = EventStreamDecoder()
+    decoder.feed(b"data: 0\n\n")
+    assert decoder.split(b"data: 1\n\n" + rest) == [b"1"]
+    texts = decoder.split(piece)
+    if texts is None:
+        texts = [event.data for event in decoder.feed(piece)]
+    assert texts == [event.data for event in decode(rest + piece)]
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=8), st.data())
+def test_the_shortcut_and_the_decoder_take_turns(parts: list[bytes], data: st.DataObject) -> None:
+    wire = b"data: 0\n\n" + b"".join(parts)
+    decoder = EventStreamDecoder()
+    events: list[bytes] = []
+    while wire:
+        size = data.draw(st.integers(1, len(wire)))
+        piece, wire = wire[:size], wire[size:]
+        texts = decoder.split(piece) if data.draw(st.booleans()) else None
+        if texts is None:
+            texts = [event.data for event in decoder.feed(piece)]
+        events += texts
+    assert events == [event.data for event in decode(b"data: 0\n\n", *parts)]
 
 
 @pytest.mark.parametrize(

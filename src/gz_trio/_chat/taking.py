@@ -158,20 +158,21 @@ class Taking:
         """
         self._arrived_ns = arrived_ns
         resumption = self._resumption
-        if (
-            resumption.open_text is not None
-            and (texts := self._events.split(data)) is not None
-            and (deltas := resumption.decoder.decode_texts(texts)) is not None
-        ):
-            self._heard = now = self._clock()
-            resumption.append(deltas)
-            self._attempt.tokens += len(deltas)
-            self.timing.tokens_came(now, len(deltas))
-            return self._buffer.put_texts(deltas, arrived_ns) and self._is_full()
-        if self.done:
+        if resumption.open_text is not None and (texts := self._events.split(data)) is not None:
+            deltas = resumption.decoder.decode_texts(texts)
+            if deltas is not None:
+                self._heard = now = self._clock()
+                resumption.append(deltas)
+                self._attempt.tokens += len(deltas)
+                self.timing.tokens_came(now, len(deltas))
+                return self._buffer.put_texts(deltas, arrived_ns) and self._is_full()
+            events = [ServerSentEvent("message", text) for text in texts]
+        elif self.done:
             return False
+        else:
+            events = self._events.feed(data)
         self._heard = self._clock()
-        for event in self._events.feed(data):
+        for event in events:
             if self._take_event(event):
                 return self._is_done()
         return self._buffer.full and self._is_full()

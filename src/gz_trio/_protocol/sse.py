@@ -56,12 +56,13 @@ class EventStreamDecoder:
 
     __slots__ = (
         "_at_event", "_begun", "_data", "_event", "_id", "_last_event_id", "_max_event_size",
-        "_retry", "_size", "_skip_lf", "_tail",
+        "_rest", "_retry", "_size", "_skip_lf", "_tail",
     )  # fmt: skip
 
     def __init__(self, max_event_size: int = 64 * 1024 * 1024) -> None:
         self._max_event_size = max_event_size
-        self._at_event = False  # Where an event begins, if no id goes with it.
+        self._at_event = False  # Where an event begins, if no id goes with it; but for `_rest`.
+        self._rest = b""  # What `split` has left.
         self._begun = False  # A byte order mark may still come.
         self._skip_lf = False  # The last piece ended in CR: an LF belongs to it.
         self._tail = bytearray()  # The line that has not ended yet.
@@ -78,29 +79,38 @@ class EventStreamDecoder:
         return self._last_event_id
 
     def split(self, data: bytes) -> list[bytes] | None:
-        r"""The data of the events in `data`, if it is what most servers write; else `None`.
+        r"""The data of the events that end within `data`, if they are what most servers write.
 
-        That is whole events of one `data` line each, and nothing else, where no other event is
-        under way and no id was sent. A shortcut: where it gives `None`, use `feed`.
+        That is events of one `data` line each, where no id was sent. A shortcut: where it gives
+        `None`, use `feed`, else do not.
 
         >>> decoder = EventStreamDecoder()
         >>> decoder.split(b"data: 1\n\n") is None  # A byte order mark might have come.
         True
         >>> decoder.feed(b"data: 1\n\n")[0].data
         b'1'
-        >>> decoder.split(b"data: 2\n\ndata: 3\n\n")
+        >>> decoder.split(b"data: 2\n\ndata: 3\n\nda")
         [b'2', b'3']
         """
+        if not self._at_event:
+            return None
+        if self._rest:
+            data = self._rest + data
         # For each token: measure what you change (`find` is faster than `in`).
-        if not self._at_event or data.find(b"\r") >= 0 or not data.startswith(b"data: "):
+        if data.find(b"\r") >= 0 or not data.startswith(b"data: "):
             return None
         end = len(data) - 2
         if data.find(b"\n") == end and data[-1] == _LF:
+            self._rest = b""
             return [data[6:end]]
-        if not data.endswith(b"\n\n"):
+        end = data.rfind(b"\n\n")
+        if end < 0:
             return None
         texts = data[6:end].split(b"\n\ndata: ")
-        return texts if data.count(b"\n") == 2 * len(texts) else None
+        if data.count(b"\n", 0, end) != 2 * len(texts) - 2:
+            return None
+        self._rest = data[end + 2 :]
+        return texts
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
         """The events that end within `data`, in order.
@@ -110,6 +120,8 @@ class EventStreamDecoder:
                 that.
         """
         self._at_event = False
+        if self._rest:
+            data, self._rest = self._rest + data, b""
         if not self._begun:
             data = bytes(self._tail) + data
             self._tail.clear()
