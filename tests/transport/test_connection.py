@@ -49,6 +49,7 @@ from tests.transport.wire import (
     HOST,
     OK,
     SECONDS,
+    Peer,
     TlsPeer,
     Wire,
     answered,
@@ -823,6 +824,48 @@ async def test_a_large_request_goes_out_whole_however_little_the_server_takes_at
         assert (await peer.request()).endswith(b"\r\n\r\n" + LARGE)
         await peer.send(OK)
     assert await body_of(outcome) == b"ok"
+    await answered_and_read(pool, wire, by=peer)
+
+
+@only("over sockets")
+async def test_a_server_may_write_its_answer_before_it_reads_all_of_a_large_request(
+    pool: Pool, wire: Wire
+) -> None:
+    """Else both would wait for the other to read."""
+    async with sending(pool, asking("POST", wire.url, content=LARGE)) as outcome:
+        peer = await wire.accept()
+        await wait_all_tasks_blocked()
+        with trio.fail_after(SECONDS):
+            await peer.send(length(LARGE)[:-1])
+        assert not outcome
+        assert (await peer.request()).endswith(b"\r\n\r\n" + LARGE)
+        await wait_all_tasks_blocked()
+        assert outcome
+        await peer.send(LARGE[-1:])
+    assert await body_of(outcome) == LARGE
+    await answered_and_read(pool, wire, by=peer)
+
+
+@only("over sockets")
+async def test_before_its_request_is_sent_no_more_than_so_much_of_an_answer_is_read(
+    pool: Pool, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gz_trio._transport.connection, "EARLY_READS", 3)
+    wrote: list[Peer] = []
+
+    async def write(peer: Peer) -> None:
+        await peer.send(length(LARGE))
+        wrote.append(peer)
+
+    async with trio.open_nursery() as nursery:
+        async with sending(pool, asking("POST", wire.url, content=LARGE)) as outcome:
+            peer = await wire.accept()
+            await wait_all_tasks_blocked()
+            nursery.start_soon(write, peer)
+            await wait_all_tasks_blocked()
+            assert not wrote
+            assert (await peer.request()).endswith(b"\r\n\r\n" + LARGE)
+        assert await body_of(outcome) == LARGE
     await answered_and_read(pool, wire, by=peer)
 
 

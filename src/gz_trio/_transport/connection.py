@@ -23,6 +23,9 @@ from .tls import TlsClient
 UNSENT_BYTES = 64 * 1024
 """What TLS may have to answer to a peer that does not read; more ends the connection."""
 
+EARLY_READS = 1024
+"""So often a response is read, 64 KiB at most each time, before its request is sent whole."""
+
 
 class Connection:
     """A connection, which owns its link.
@@ -208,9 +211,20 @@ class Connection:
             async with Background("request") as nursery:
                 nursery.start_soon(self._send_rest, on_wait, sent)
                 await exchange.until_head(on_wait)
-                if exchange.status < 300 and not reader.complete:
-                    await sent.wait()  # It is not refused, and may be read while it is answered.
+                if exchange.status < 300:  # Else it is refused: the rest need not be sent.
+                    await self._until_sent(sent, reader)
         return exchange
+
+    async def _until_sent(self, sent: trio.Event, reader: ResponseReader) -> None:
+        """Wait for the rest of the request to be sent, or for what makes that useless.
+
+        Meanwhile read: the server may want to be rid of its answer before it takes more.
+        """
+        for _ in range(EARLY_READS):
+            if sent.is_set() or reader.complete or self.lost is not None:
+                return  # noqa: ASYNC910 - the wait for the head was one
+            await self.link.wait()
+        await sent.wait()
 
     @property
     def unsent(self) -> bool:
@@ -229,6 +243,7 @@ class Connection:
         finally:
             self._sending = False
             sent.set()
+            self.link.wake()
 
     def resume(self, arrived_ns: int) -> bool:
         """Hand over what TLS holds already, of which the poller knows nothing; was there any?"""
