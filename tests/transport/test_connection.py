@@ -6,7 +6,7 @@ from __future__ import annotations
 import gzip
 import ssl
 import zlib
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from itertools import pairwise
 from math import inf
 from time import perf_counter_ns
@@ -717,6 +717,136 @@ async def test_what_a_consumer_raises_comes_back_to_it_and_to_no_other(
     assert consumer.received == [b"x"]
     assert consumer.error is error
     await peer.closed()
+
+
+class BadConsumer(Consumer):
+    """Raises where it must not: when it is told of the end."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.raises = error
+
+    def stopped(self, error: BaseException | None) -> None:
+        super().stopped(error)
+        raise self.raises
+
+
+def unheard_of() -> bool:
+    raise LookupError
+
+
+async def end_of_body(exchange: Exchange, peer: Peer, consumer: Consumer) -> None:
+    exchange.start(consumer)
+    await peer.send(chunk(b"Once") + LAST_CHUNK)
+
+
+async def end_there_already(exchange: Exchange, peer: Peer, consumer: Consumer) -> None:
+    await peer.send(chunk(b"Once") + LAST_CHUNK)
+    exchange.start(consumer)
+
+
+async def cut(exchange: Exchange, peer: Peer, consumer: Consumer) -> None:
+    exchange.start(consumer)
+    await peer.end()
+
+
+async def reset(exchange: Exchange, peer: Peer, consumer: Consumer) -> None:
+    exchange.start(consumer)
+    await peer.stream.reset()
+
+
+async def no_http(exchange: Exchange, peer: Peer, consumer: Consumer) -> None:
+    exchange.start(consumer)
+    await peer.send(b"no chunk")
+
+
+async def too_late(exchange: Exchange, peer: Peer, consumer: Consumer) -> None:
+    consumer.by = trio.current_time()
+    exchange.start(consumer)
+
+
+async def own_bug(exchange: Exchange, peer: Peer, consumer: Consumer) -> None:
+    consumer.enough = unheard_of
+    exchange.start(consumer)
+    await peer.send(chunk(b"Once"))
+
+
+ENDS = (end_of_body, end_there_already, cut, reset, no_http, too_late, own_bug)
+
+whatever_it_ends_by = pytest.mark.parametrize("end", ENDS, ids=[end.__name__ for end in ENDS])
+
+
+@whatever_it_ends_by
+async def test_a_consumer_that_raises_when_it_is_told_of_the_end_is_logged_and_harms_no_other(
+    pool: Pool,
+    wire: Wire,
+    end: Callable[[Exchange, Peer, Consumer], Awaitable[None]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    peer, exchange = await answered(pool, wire, CHUNKED)
+    other_peer, other = await answered(pool, wire, CHUNKED)
+    consumer, other_consumer = BadConsumer(ValueError("sk-secret")), Consumer()
+    other.start(other_consumer)
+    await end(exchange, peer, consumer)
+    await wait_all_tasks_blocked()
+    assert consumer.ended
+    await other_peer.send(chunk(b"y") + LAST_CHUNK)
+    assert await other_consumer.wait()
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("gz_trio.transport", "ERROR")
+    assert "ValueError" in record.getMessage()
+    assert "raise self.raises" in record.getMessage()
+    assert "sk-secret" not in caplog.text
+    await answered_and_read(pool, wire, by=other_peer)
+
+
+async def test_so_does_one_that_raises_when_it_is_asked_for_its_deadline(
+    mock_clock: MockClock, pool: Pool, wire: Wire
+) -> None:
+    """It is told of its own error, though."""
+
+    class Undecided(Consumer):
+        def deadline(self) -> float:
+            if self.by <= trio.current_time():
+                raise LookupError
+            return self.by
+
+    _, exchange = await answered(pool, wire, CHUNKED)
+    consumer = Undecided()
+    consumer.by = 1.0
+    exchange.start(consumer)
+    mock_clock.jump(1)
+    await wait_all_tasks_blocked()
+    assert isinstance(consumer.error, LookupError)
+    await answered_and_read(pool, wire)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)], ids=["Ctrl-C", "exit"])
+@pytest.mark.parametrize("end", [*ENDS, None])
+def test_what_is_meant_for_the_whole_program_comes_out_of_the_pool_s_block(
+    way: str,
+    end: Callable[[Exchange, Peer, Consumer], Awaitable[None]] | None,
+    error: BaseException,
+) -> None:
+    async def main() -> None:
+        wire = wire_for(way)
+        consumer = BadConsumer(error)
+        try:
+            async with open_pool(client_context(), connect=wire.connect) as pool:
+                peer, exchange = await answered(pool, wire, CHUNKED)
+                if end is None:
+                    exchange.start(consumer)
+                else:
+                    await end(exchange, peer, consumer)
+                    with trio.fail_after(SECONDS):
+                        await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await wire.close()
+
+    with pytest.raises(type(error)) as caught:
+        trio.run(main)
+    assert caught.value is error
 
 
 async def test_a_consumer_that_raises_at_the_last_bytes_is_heard(pool: Pool, wire: Wire) -> None:

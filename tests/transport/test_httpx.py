@@ -8,6 +8,7 @@ import importlib
 import zlib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from math import inf
 from typing import TypeAlias, cast
 
 import httpx
@@ -196,6 +197,52 @@ async def test_closing_early_closes_the_connection(
         response.close()
         await wait_all_tasks_blocked()
         assert fake.open_streams == 0
+
+
+class BadConsumer:
+    """Raises where it must not: when it is told of the end."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.told = trio.Event()
+
+    def receive(self, data: bytes, arrived_ns: int) -> bool:
+        return False
+
+    def deadline(self) -> float:
+        return inf
+
+    def stopped(self, error: BaseException | None) -> None:
+        self.told.set()
+        raise self.error
+
+
+async def test_a_consumer_that_raises_when_it_is_told_of_the_end_is_logged_and_harms_no_other(
+    module: Httpx, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = FakeGateway()
+    consumer = BadConsumer(ValueError("sk-secret"))
+    async with transport_to(fake, module) as transport:
+        response = await transport.send(request_to(fake.base_url, fake.key))
+        response.start(consumer)
+        await consumer.told.wait()
+        assert await read(await transport.send(request_to(fake.base_url, fake.key)))
+    (record,) = (record for record in caplog.records if record.name == "gz_trio.transport")
+    assert "ValueError" in record.getMessage()
+    assert "sk-secret" not in caplog.text
+
+
+async def test_what_is_meant_for_the_whole_program_comes_out_of_the_transport_s_block(
+    module: Httpx,
+) -> None:
+    fake = FakeGateway()
+    consumer = BadConsumer(SystemExit(3))
+    with pytest.raises(SystemExit) as caught:
+        async with transport_to(fake, module) as transport:
+            response = await transport.send(request_to(fake.base_url, fake.key))
+            response.start(consumer)
+            await trio.sleep_forever()
+    assert caught.value is consumer.error
 
 
 @pytest.mark.parametrize("damage", [b"\x1f\x8b no gzip", b""])

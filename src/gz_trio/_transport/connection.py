@@ -12,6 +12,7 @@ import trio
 
 from .._background import Background
 from .._protocol.errors import APIConnectionError, GatewayError
+from . import consumers
 from .content_coding import ContentDecoder, content_decoder
 from .deadlines import Deadline, Deadlines
 from .http1 import ResponseReader
@@ -401,7 +402,11 @@ class Exchange:
         consumer = self._consumer
         self.close()
         if consumer is not None:
-            consumer.stopped(error)
+            try:
+                consumers.stop(consumer, error)
+            except BaseException as fatal:  # noqa: ASYNC103 - raised by the deadlines' task
+                # Whoever called would take it for the end of this connection.
+                self._connection.deadlines.fail(fatal)
 
     def _expect(self, at: float) -> None:
         """More has to come until then. Whether it does is looked at then, and not before."""
@@ -412,7 +417,11 @@ class Exchange:
     def _look(self) -> None:
         self._deadline = None
         if self._consumer is not None:
-            at = self._consumer.deadline()
+            try:
+                at = self._consumer.deadline()
+            except BaseException as error:  # noqa: ASYNC103 - told to the consumer
+                self._stop(error)
+                return  # noqa: ASYNC104 - it was told
             if at > trio.current_time():
                 self._expect(at)
             else:

@@ -35,6 +35,7 @@ class Deadlines:
         self._numbers = count()
         self._cancelled = 0
         self._waiting = trio.CancelScope()
+        self._fatal: BaseException | None = None
 
     def set(self, at: float, call: Callable[[], None]) -> Deadline | None:
         """Have `call` called at a moment; `None` where that is never. It must not raise."""
@@ -56,10 +57,22 @@ class Deadlines:
             heapq.heapify(self._heap)
             self._cancelled = 0
 
+    def fail(self, error: BaseException) -> None:
+        """Have the task end by `error`, which is meant for the whole program."""
+        self._fatal = error
+        self._waiting.cancel()
+
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Call what is due, until cancelled."""
-        while True:
+        try:
+            await self._run()
+        finally:
+            if self._fatal is not None:
+                raise self._fatal
+
+    async def _run(self) -> None:  # noqa: ASYNC910 - one, unless it is to fail already
+        while self._fatal is None:
             with trio.CancelScope() as self._waiting:
                 if self._heap:
                     self._waiting.deadline = self._heap[0][0]

@@ -20,6 +20,7 @@ import trio
 
 from .._background import Background
 from .._protocol.errors import APIConnectionError, ProtocolError
+from . import consumers
 from .content_coding import ContentDecoder, content_decoder
 from .interface import BodyConsumer, Request
 from .origin import Origin
@@ -213,7 +214,7 @@ class HttpxResponse:
         finally:
             if not enough:
                 if self._left():
-                    consumer.stopped(error)
+                    consumers.stop(consumer, error)
                 await self._aclose()  # noqa: ASYNC102 - it is shielded, and bounded
 
     def close(self) -> None:
