@@ -7,14 +7,14 @@ delivered is accounted for all the same, as the reply's own text.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import trio
 
 import gz_trio
 
 from ..tally import Tally
-from . import Load
+from . import OPENING, Load
 from .wire import KEY, MODEL, NEW_KEY, body
 
 REFRESH_SECONDS = 300
@@ -56,12 +56,14 @@ async def streams(load: Load, tally: Tally) -> None:
 
 async def sessions(load: Load, tally: Tally) -> None:
     """Open the streams, each with a session of its own."""
+    limiter = trio.CapacityLimiter(OPENING)
 
     async def read(number: int) -> None:
-        async with (
-            gateway.open_session(MODEL) as session,
-            session.stream(f"Question {number}") as reply,
-        ):
+        async with AsyncExitStack() as stack:
+            async with limiter:  # As the other peers have it, for whom opening is waiting too.
+                session = await stack.enter_async_context(gateway.open_session(MODEL))
+                reply = await stack.enter_async_context(session.stream(f"Question {number}"))
+                tally.take((await anext(reply)).text)
             await _read(load, tally, reply)
 
     async with _gateway(load) as gateway, trio.open_nursery() as nursery:
