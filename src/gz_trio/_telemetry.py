@@ -113,25 +113,15 @@ api = _connect()
 
 
 class Span:
-    """A span, or nothing where OpenTelemetry is not installed.
+    """A span, or nothing where OpenTelemetry is not installed. Made by `start_span`.
 
-    It is part of the current one. Never current by itself: `current` makes it so, for a block of
-    one task.
-
-    Args:
-        name: The span's.
-        attributes: What is known at its start.
-        client: It is about a call to a server.
+    Never current by itself: `current` makes it so, for a block of one task.
     """
 
     __slots__ = ("_span",)
 
-    def __init__(self, name: str, attributes: Attributes, *, client: bool = False) -> None:
-        if api is None:
-            self._span = None
-        else:
-            kind = trace.SpanKind.CLIENT if client else trace.SpanKind.INTERNAL
-            self._span = api.tracer.start_span(name, kind=kind, attributes=attributes)
+    def __init__(self, span: trace.Span | None) -> None:
+        self._span = span
 
     def set(self, attributes: Attributes) -> None:
         """Add attributes."""
@@ -168,6 +158,23 @@ class Span:
             self._span.set_attribute("error.type", error_type(error))
             self._span.set_status(trace.StatusCode.ERROR, safe_message(error))
         self._span.end()
+
+
+_NO_SPAN = Span(None)  # One for all: there are as many as there are streams.
+
+
+def start_span(name: str, attributes: Attributes, *, client: bool = False) -> Span:
+    """A span that is part of the current one.
+
+    Args:
+        name: The span's.
+        attributes: What is known at its start.
+        client: It is about a call to a server.
+    """
+    if api is None:
+        return _NO_SPAN
+    kind = trace.SpanKind.CLIENT if client else trace.SpanKind.INTERNAL
+    return Span(api.tracer.start_span(name, kind=kind, attributes=attributes))
 
 
 def record(histogram: Histogram, value: float, attributes: Attributes) -> None:

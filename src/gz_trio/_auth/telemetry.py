@@ -11,7 +11,7 @@ import trio
 from .. import _telemetry as telemetry
 from .._protocol.keys import Key
 from .._protocol.refresh import Flight
-from .._telemetry import Attributes, Span
+from .._telemetry import Attributes
 
 _log = logging.getLogger("gz_trio.auth")
 
@@ -30,7 +30,7 @@ class RefreshTelemetry:
         self._attributes: dict[str, bool | int] = {"gz_trio.refresh.early": flight.early}
         if flight.rejected is not None:
             self._attributes["gz_trio.key.generation"] = flight.rejected.generation
-        self._span = Span("gz_trio.refresh", self._attributes)
+        self._span = telemetry.start_span("gz_trio.refresh", self._attributes)
         self._log(logging.INFO, "gz_trio.refresh.started", {}, "a new key is needed")
 
     def current(self) -> AbstractContextManager[object]:

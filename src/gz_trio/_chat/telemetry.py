@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
 from functools import lru_cache
 from itertools import count
 from typing import cast
@@ -68,25 +67,43 @@ class ReplyTelemetry:
     """
 
     __slots__ = (
-        "_attempt", "_attempts", "_ended", "_fields", "_labels", "_pause", "_response", "_span",
+        "_answer", "_attempt_answer", "_attempt_span", "_attempts", "_ended", "_id", "_model",
+        "_origin", "_pause", "_span", "_status",
     )  # fmt: skip
 
     def __init__(self, body: Mapping[str, object], origin: str) -> None:
-        self._labels: dict[str, str | int] = {"gen_ai.operation.name": "chat", **_server(origin)}
-        name = "chat"
         model = body.get("model")
-        if isinstance(model, str):
-            self._labels["gen_ai.request.model"] = model
-            name = f"chat {model}"
-        self._fields = {"gz_trio.reply.id": next(_reply_ids), **self._labels}
-        parameters = {} if telemetry.api is None else _request(body)
-        self._span = Span(name, {**self._fields, **parameters}, client=True)
+        self._model = model if isinstance(model, str) else None
+        self._origin = origin
+        self._id = next(_reply_ids)
+        name = "chat" if self._model is None else f"chat {self._model}"
+        known = {} if telemetry.api is None else {**self._fields(), **_request(body)}
+        self._span = telemetry.start_span(name, known, client=True)
         self._attempts = 0
-        self._attempt: _Attempt | None = None
-        self._response: dict[str, str] = {}
+        self._attempt_span: Span | None = None  # There, while an attempt is under way.
+        self._status: int | None = None
+        self._attempt_answer = _NO_ANSWER
+        self._answer = _NO_ANSWER
         self._pause: tuple[str, float] | None = None
         self._ended = False
         self._log(logging.DEBUG, "gz_trio.reply.started", {}, "a reply begins")
+
+    # Dictionaries are made when they are told, not kept: most are told to nobody.
+
+    def _labels(self) -> dict[str, str | int]:
+        labels: dict[str, str | int] = {"gen_ai.operation.name": "chat", **_server(self._origin)}
+        if self._model is not None:
+            labels["gen_ai.request.model"] = self._model
+        return labels
+
+    def _fields(self) -> dict[str, str | int]:
+        return {"gz_trio.reply.id": self._id, **self._labels()}
+
+    def _about_attempt(self, attempt: Attempt) -> dict[str, str | int]:
+        return {
+            "gz_trio.attempt.number": self._attempts,
+            "gz_trio.key.generation": attempt.generation,
+        }
 
     def receiving(self) -> AbstractContextManager[object]:
         """Around all that the receiving task does: a refresh, say, is part of the reply."""
@@ -95,61 +112,57 @@ class ReplyTelemetry:
     def begin_attempt(self, attempt: Attempt) -> AbstractContextManager[object]:
         """An attempt begins; give it back to `end_attempt`. Be in the context while it is sent."""
         self._attempts += 1
-        about: dict[str, str | int] = {
-            "gz_trio.attempt.number": self._attempts,
-            "gz_trio.key.generation": attempt.generation,
-        }
-        where = {name: self._labels[name] for name in ("server.address", "server.port")}
-        span = Span("gz_trio.attempt", {**where, **about}, client=True)
-        self._attempt = _Attempt(span, about)
+        self._status = None
+        self._attempt_answer = _NO_ANSWER
+        about, server = self._about_attempt(attempt), _server(self._origin)
+        where = {name: server[name] for name in ("server.address", "server.port")}
+        span = telemetry.start_span("gz_trio.attempt", {**where, **about}, client=True)
+        self._attempt_span = span
         message = "attempt %d begins"
         self._log(logging.DEBUG, "gz_trio.attempt.started", about, message, self._attempts)
         return span.current()
 
     def end_attempt(self, attempt: Attempt, *, left: bool = False) -> None:
         """It is over: by `attempt.cause`, or because the reader `left`, or complete."""
-        told, self._attempt = self._attempt, None
-        if told is not None:
+        span, self._attempt_span = self._attempt_span, None
+        if span is not None:
             # Whoever leaves behind the end of the reply has missed nothing.
-            self._tell_attempt(told, attempt, left=left and not self._ended)
+            self._tell_attempt(span, attempt, left=left and not self._ended)
 
-    def _tell_attempt(self, told: _Attempt, attempt: Attempt, *, left: bool) -> None:
-        about, error = told.about, attempt.cause
+    def _tell_attempt(self, span: Span, attempt: Attempt, *, left: bool) -> None:
+        about, error = self._about_attempt(attempt), attempt.cause
+        if self._status is not None:
+            about["http.response.status_code"] = self._status
+        about |= self._attempt_answer.told()
         outcome = "failed" if error is not None else "left" if left else "complete"
         about["gz_trio.outcome"] = outcome
         about["gz_trio.attempt.tokens"] = attempt.tokens
         if attempt.resumed_by is not None:
             about["gz_trio.attempt.resumed_by"] = attempt.resumed_by
             about["gz_trio.attempt.repeated"] = attempt.repeated
-        told.span.set(about)
-        told.span.end(error)
-        event, number = "gz_trio.attempt.ended", about["gz_trio.attempt.number"]
+        span.set(about)
+        span.end(error)
+        event = "gz_trio.attempt.ended"
         if error is None:
-            self._log(logging.DEBUG, event, about, "attempt %d: %s", number, outcome)
+            self._log(logging.DEBUG, event, about, "attempt %d: %s", self._attempts, outcome)
         else:
             why = telemetry.error_type(error)
             fields = {**about, "error.type": why}
-            self._log(logging.INFO, event, fields, "attempt %d failed: %s", number, why)
+            message = "attempt %d failed: %s"
+            self._log(logging.INFO, event, fields, message, self._attempts, why)
 
     def headers(self) -> dict[str, str]:
         """What the attempt's request carries beside its own headers, so that traces join."""
-        return {} if self._attempt is None else self._attempt.span.headers()
+        return {} if self._attempt_span is None else self._attempt_span.headers()
 
     def responded(self, status: int) -> None:
         """The head of the attempt's response has come."""
-        if self._attempt is not None:
-            self._attempt.about["http.response.status_code"] = status
+        self._status = status
 
     def answered(self, data: bytes) -> None:
         """The attempt's answer has begun with `data`: an event's, or a whole completion."""
-        try:
-            head = _decode_head(data)
-        except lenient_json.MSGSPEC_ERRORS:
-            return
-        named = (("gen_ai.response.id", head.id), ("gen_ai.response.model", head.model))
-        self._response = {name: value for name, value in named if isinstance(value, str) and value}
-        if self._attempt is not None:
-            self._attempt.about.update(self._response)
+        with suppress(*lenient_json.MSGSPEC_ERRORS):
+            self._answer = self._attempt_answer = _decode_answer(data)
 
     def first_token(self, seconds: float) -> None:
         """The reply's first text, reasoning or tool call has come, so long after its start."""
@@ -208,7 +221,7 @@ class ReplyTelemetry:
             "gz_trio.outcome": outcome,
             "gz_trio.reply.attempts": self._attempts,
             "gz_trio.reply.paused": timing.paused,
-            **self._response,
+            **self._answer.told(),
             **_usage(usage),
         }
         if timing.between_tokens is not None and timing.longest_gap is not None:
@@ -226,9 +239,10 @@ class ReplyTelemetry:
     ) -> None:
         if telemetry.api is None:
             return
-        labels = dict(self._labels)
-        if "gen_ai.response.model" in self._response:
-            labels["gen_ai.response.model"] = self._response["gen_ai.response.model"]
+        labels = self._labels()
+        answered_by = self._answer.told().get("gen_ai.response.model")
+        if answered_by is not None:
+            labels["gen_ai.response.model"] = answered_by
         ended = {**labels, "gz_trio.outcome": outcome, **_failure(error)}
         telemetry.record(telemetry.OPERATION_DURATION, timing.ended or 0.0, ended)
         if timing.first_token is not None:
@@ -259,7 +273,7 @@ class ReplyTelemetry:
             return 0.0
         (reason, since), self._pause = self._pause, None
         seconds = trio.current_time() - since
-        labels = {**self._labels, "gz_trio.pause.reason": reason}
+        labels = {**self._labels(), "gz_trio.pause.reason": reason}
         telemetry.record(telemetry.PAUSE_DURATION, seconds, labels)
         return seconds
 
@@ -267,25 +281,22 @@ class ReplyTelemetry:
         self, level: int, event: str, attributes: Attributes, message: str, *values: object
     ) -> None:
         if _log.isEnabledFor(level):
-            telemetry.log(_log, level, event, {**self._fields, **attributes}, message, *values)
+            telemetry.log(_log, level, event, {**self._fields(), **attributes}, message, *values)
 
 
-@dataclass(slots=True)
-class _Attempt:
-    """The attempt under way: its span, and what is known of it."""
-
-    span: Span
-    about: dict[str, str | int]
-
-
-class _Head(msgspec.Struct):
+class _Answer(msgspec.Struct, gc=False):
     """What an event says of the whole answer."""
 
     id: object = None
     model: object = None
 
+    def told(self) -> dict[str, str]:
+        named = (("gen_ai.response.id", self.id), ("gen_ai.response.model", self.model))
+        return {name: value for name, value in named if isinstance(value, str) and value}
 
-_decode_head = msgspec.json.Decoder(_Head).decode
+
+_NO_ANSWER = _Answer()
+_decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
 @lru_cache
