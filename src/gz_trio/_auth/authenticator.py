@@ -106,6 +106,17 @@ class Authenticator:
         """
         return self._machine.state
 
+    @property
+    def key_at_hand(self) -> Key | None:
+        """What `key` would give without waiting; `None` where it would wait, or fail.
+
+        For those who are about to wait for something else anyway.
+        """
+        if self._machine.record.key is None:
+            return None
+        decision = self._machine.needs_key(now=trio.current_time())
+        return decision.key if isinstance(decision, UseKey) else None
+
     async def key(self) -> Key:
         """The key to send with the next request. A checkpoint.
 

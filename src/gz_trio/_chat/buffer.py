@@ -172,13 +172,16 @@ class EventBuffer:
                 await wait_task_rescheduled(self._abort)
             else:
                 self._reads += 1
-                if self._reads % CHECKPOINT_EVERY and not self.empty:
+                if self._reads % CHECKPOINT_EVERY:
                     await checkpoint_if_cancelled()
                 else:
                     await checkpoint()
         finally:
             self._reading = False
-        return self._take()[0] if self._came or self._next else None
+        if self._came or self._next:
+            return self._take()[0]
+        self._reads = CHECKPOINT_EVERY - 1  # Who reads on behind the end lets others run.
+        return None
 
     def _take(self) -> tuple[ReplyEvent, int]:
         if not self._next:

@@ -60,7 +60,9 @@ class Recovering:
         self._rejection: GatewayError | None = None
 
     async def next_key(self) -> Key:
-        """The key of the next attempt: a new one, if the last one was rejected. A checkpoint.
+        """The key of the next attempt: a new one, if the last one was rejected.
+
+        A checkpoint, where it has to be waited for.
 
         Raises:
             AuthenticationError: There is no key to go on with, or it is another account's.
@@ -88,6 +90,11 @@ class Recovering:
     async def _get_key(self, rejection: GatewayError | None) -> Key:
         try:
             if rejection is None:
+                key = self._authenticator.key_at_hand
+                if key is not None:
+                    # A turn of the event loop less; the sending, which follows, is one.
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                    return key
                 state = self._authenticator.state
                 if state.status is AuthStatus.AUTHENTICATING or state.key is None:
                     self._announce(Paused("refresh"))

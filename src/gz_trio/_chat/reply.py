@@ -139,7 +139,7 @@ class Reply:
         True True True
         """
         try:
-            await self._buffer.drain(_NotingSink(self, sink, on_event))
+            await self._buffer.drain(_NotingSink(self._note, self._message, sink, on_event))
         finally:
             if self._buffer.raised is not None:
                 self._receiver.leave(self._buffer.raised)
@@ -164,7 +164,7 @@ class Reply:
                 if self._buffer.error is not None:
                     raise self._reader_error(self._buffer.error)
             case Restarted():
-                self._message = MessageBuilder()
+                self._message.clear()
                 self._finish_reason = self._usage = None
             case _:
                 pass
@@ -180,22 +180,24 @@ class Reply:
 class _NotingSink:
     """A sink of a buffer: what is drained is read."""
 
-    __slots__ = ("_on_event", "_reply", "_sink")
+    __slots__ = ("_note", "_on_event", "_sink", "_texts")
 
     def __init__(
         self,
-        reply: Reply,
+        note: Callable[[ReplyEvent], None],
+        message: MessageBuilder,
         sink: Callable[[Delta, int], object],
         on_event: Callable[[ReplyEvent], object] | None,
     ) -> None:
-        self._reply = reply
+        self._note = note
+        self._texts = message.texts
         self._sink = sink
         self._on_event = on_event
 
     @disable_ki_protection
     def take(self, event: ReplyEvent, arrived_ns: int) -> None:
         """See `buffer.Sink`."""
-        self._reply._note(event)
+        self._note(event)
         if isinstance(event, Delta):
             self._sink(event, arrived_ns)
         elif self._on_event is not None:
@@ -204,7 +206,7 @@ class _NotingSink:
     @disable_ki_protection
     def take_texts(self, deltas: Sequence[Delta], arrived_ns: int) -> None:
         """See `buffer.Sink`."""
-        texts, sink = self._reply._message.texts, self._sink
+        texts, sink = self._texts, self._sink
         for delta in deltas:
             texts.append(delta.text)
             sink(delta, arrived_ns)

@@ -468,6 +468,12 @@ class MessageBuilder:
         self._calls: dict[int, _Call] = {}
         self._details: list[_Detail] = []
 
+    def clear(self) -> None:
+        """Begins anew."""
+        self.texts.clear()
+        self._calls.clear()
+        self._details.clear()
+
     def feed(self, delta: Delta) -> None:
         """Adds what `delta` holds, if it is of choice 0."""
         if delta.choice != 0:
