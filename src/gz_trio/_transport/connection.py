@@ -466,6 +466,7 @@ class Exchange:
 
     def start(self, consumer: BodyConsumer) -> None:
         """Hand the body over as it comes; see `Response.start`."""
+        self.reader.forget_headers()
         self.enough = False
         self._consumer, self._fast = consumer, None
         self._unheard = True

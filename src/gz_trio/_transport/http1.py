@@ -234,6 +234,10 @@ class ResponseReader:
             f"the connection to {self._origin} broke: it was closed before {missing}"
         )
 
+    def forget_headers(self) -> None:
+        """They have been read: a body may stream for long."""
+        self.headers = self._message.headers = _FORGOTTEN
+
     def take_body(self) -> bytes:
         """All of `pieces`, joined; they are gone from there."""
         pieces = self.pieces
@@ -375,6 +379,9 @@ def _parser_for(message: _Message) -> HttpResponseParser:
 def _name_of_field(name: bytes) -> str:
     """The same string for the same name, however many streams are open."""
     return name.decode("ascii").lower()
+
+
+_FORGOTTEN: dict[str, str] = {}  # One for all.
 
 
 class _Stop(Exception):

@@ -86,7 +86,7 @@ class Response(Protocol):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers, names in lower case."""
+        """The headers, names in lower case. Not kept while the body is handed over (`start`)."""
         ...
 
     async def receive(self) -> bytes:
