@@ -107,15 +107,19 @@ class ChatDecoder:
     True
     """
 
-    __slots__ = ("_answered", "_calls", "_done", "_failed", "_finished", "_halves")
+    __slots__ = (
+        "_answered", "_calls", "_done", "_failed", "_first_finished", "_halves", "_others_finished",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._failed = False
         self._answered = False  # A delta came.
         self._done = False
-        self._finished: dict[int, bool] = {}  # For each choice that began.
-        self._calls: dict[int, _ToolCalls] = {}
-        self._halves: dict[tuple[object, ...], str] = {}
+        # Most replies are one text, which streams for long: all else is made when it comes.
+        self._first_finished: bool | None = None  # The first choice; `None` before it began.
+        self._others_finished: dict[int, bool] | None = None  # The others that began.
+        self._calls: dict[int, _ToolCalls] | None = None
+        self._halves: dict[tuple[object, ...], str] | None = None
 
     @property
     def complete(self) -> bool:
@@ -128,12 +132,26 @@ class ChatDecoder:
             return False
         if self._done and self._answered:
             return True
-        return bool(self._finished) and all(self._finished.values())
+        finished = self._finished
+        return bool(finished) and all(finished.values())
 
     @property
     def choices(self) -> AbstractSet[int]:
         """The choices that have begun."""
         return self._finished.keys()
+
+    @property
+    def _finished(self) -> dict[int, bool]:
+        """For each choice that began."""
+        first = {} if self._first_finished is None else {0: self._first_finished}
+        return first | (self._others_finished or {})
+
+    def _goes_on(self, choice: int, *, finished: bool) -> None:
+        if choice == 0:
+            self._first_finished = self._first_finished or finished
+        else:
+            others = self._others_finished = self._others_finished or {}
+            others[choice] = others.get(choice, False) or finished
 
     def take_up(self) -> None:
         """The attempt failed, and the same answer goes on in another response."""
@@ -257,12 +275,10 @@ class ChatDecoder:
             if finish_reason == "error":
                 failed = True
                 finish_reason = None
-            if finish_reason is not None:
-                self._finished[index] = True
-            elif index not in self._finished:
-                self._finished[index] = False
+            self._goes_on(index, finished=finish_reason is not None)
             calls: tuple[ToolCallDelta, ...] = ()
             if fields.tool_calls:
+                self._calls = self._calls or {}
                 join = self._calls.setdefault(index, _ToolCalls()).join
                 calls = tuple(map(join, lenient_json.objects(fields.tool_calls)))
             details: tuple[dict[str, object], ...] = ()
@@ -360,9 +376,10 @@ class ChatDecoder:
 
     def _mend(self, channel: tuple[int, str | int], piece: str, end: bool) -> str:
         """`piece` without half a surrogate pair at its end, which waits for its other half."""
-        piece = self._halves.pop(channel, "") + piece
+        halves = self._halves = self._halves or {}
+        piece = halves.pop(channel, "") + piece
         if not end and "\ud800" <= piece[-1:] <= "\udbff":
-            self._halves[channel] = piece[-1]
+            halves[channel] = piece[-1]
             piece = piece[:-1]
         return _pair_surrogates(piece)
 
@@ -465,14 +482,13 @@ class MessageBuilder:
     def __init__(self) -> None:
         self.texts: list[str] = []
         """The pieces of the text so far, to which more text may simply be added."""
-        self._calls: dict[int, _Call] = {}
-        self._details: list[_Detail] = []
+        self._calls: dict[int, _Call] | None = None
+        self._details: list[_Detail] | None = None
 
     def clear(self) -> None:
         """Begins anew."""
         self.texts.clear()
-        self._calls.clear()
-        self._details.clear()
+        self._calls = self._details = None
 
     def feed(self, delta: Delta) -> None:
         """Adds what `delta` holds, if it is of choice 0."""
@@ -481,8 +497,10 @@ class MessageBuilder:
         if delta.text:
             self.texts.append(delta.text)
         for piece in delta.tool_calls:
+            self._calls = self._calls or {}
             self._calls.setdefault(piece.index, _Call()).feed(piece)
         for detail in delta.reasoning_details:
+            self._details = self._details or []
             if not self._details or not self._details[-1].feed(detail):
                 self._details.append(_Detail(detail))
 

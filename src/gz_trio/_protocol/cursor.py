@@ -77,7 +77,7 @@ class _Ids:
     def __init__(self) -> None:
         self._prefix: str | None = None
         self._numbers = _NONE
-        self._others: dict[str, None] = {}  # A dict that is empty is smaller than a set.
+        self._others: set[str] | None = None  # An empty one is large.
 
     def add(self, event_id: str) -> None:
         numbered = _numbered(event_id)
@@ -89,7 +89,8 @@ class _Ids:
             if prefix == self._prefix and number == self._numbers.stop:
                 self._numbers = range(self._numbers.start, number + 1)
                 return
-        self._others[event_id] = None
+        self._others = self._others or set()
+        self._others.add(event_id)
 
     @property
     def consecutive(self) -> bool:
@@ -97,7 +98,7 @@ class _Ids:
         return len(self._numbers) > 1 and not self._others
 
     def __contains__(self, event_id: str) -> bool:
-        if event_id in self._others:
+        if self._others is not None and event_id in self._others:
             return True
         numbered = _numbered(event_id)
         return numbered is not None and numbered[0] == self._prefix and numbered[1] in self._numbers
@@ -119,7 +120,7 @@ class Cursor:
     __slots__ = ("_exact", "_first", "_ids", "_last")
 
     def __init__(self) -> None:
-        self._ids = _Ids()
+        self._ids: _Ids | None = None
         self._first: ServerSentEvent | None = None
         self._last: ServerSentEvent | None = None
         self._exact = False
@@ -138,13 +139,14 @@ class Cursor:
         self._exact = event.id is not None and (self._last is None or event.id != self._last.id)
         if event.id is None or not self._exact:
             return
+        self._ids = self._ids or _Ids()
         self._ids.add(event.id)
         self._first = self._first or event
         self._last = event
 
     def has_passed(self, event: ServerSentEvent) -> bool:
         """Whether `event` was taken already, by its id."""
-        return event.id is not None and event.id in self._ids
+        return event.id is not None and self._ids is not None and event.id in self._ids
 
     def place_of(self, event: ServerSentEvent, *, begun: AbstractSet[int]) -> Place:
         """Where an answer begins, by its first event.
@@ -153,7 +155,7 @@ class Cursor:
             event: The first one that came in answer to `last_event_id`.
             begun: The choices that the stream had begun.
         """
-        if event.id is None or self._first is None or self._last is None:
+        if event.id is None or self._first is None or self._last is None or self._ids is None:
             return "unknown"
         if event.id == self._first.id:
             return "beginning"

@@ -18,6 +18,9 @@ ASK_AGAIN = Wait(0.0, rate_limited=False, row="auth_error in a stream")
 """Gateways send `auth_error` for troubles of their own too: a 401 decides whether the key died."""
 
 
+_NO_RETRIES = RetryHistory()
+
+
 class Recovery:
     """Counts the failures of one reply, over all its attempts.
 
@@ -40,7 +43,7 @@ class Recovery:
 
     def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy
-        self._history = RetryHistory()
+        self._history = _NO_RETRIES
         self._rejections = 0
         self._auth_errors = 0
         self._restarted = False

@@ -20,6 +20,8 @@ Channel = tuple[int, str, int]
 """A stream of characters within a reply: choice, what it holds, index of the tool call."""
 
 
+_FIRST_TEXT: Channel = (0, "text", 0)
+
 # So many characters in a row are no coincidence.
 _ENOUGH_TO_TELL = 32
 
@@ -85,32 +87,40 @@ class Delivered:
     """
 
     __slots__ = (
-        "_channels", "_finish_reasons", "_held_back", "_last_kind", "_raw_events",
+        "_finish_reasons", "_first_text", "_held_back", "_last_kind", "_others", "_raw_events",
         "_raw_events_repeated", "_reasoning_is_over", "_tool_calls", "repeated", "repeating",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self._channels: dict[Channel, _Received] = {}
-        self._finish_reasons: dict[int, str] = {}
-        self._tool_calls: dict[tuple[int, int], None] = {}  # A dict that is empty is smaller.
-        self._raw_events: dict[RawEvent, int] = {}
-        self._raw_events_repeated: dict[RawEvent, int] = {}
-        self._held_back: list[Delta] = []
+        # Most replies are one text, which streams for long: all else is made when it comes.
+        self._first_text: _Received | None = None
+        self._others: dict[Channel, _Received] | None = None
+        self._finish_reasons: dict[int, str] | None = None
+        self._tool_calls: set[tuple[int, int]] | None = None
+        self._raw_events: dict[RawEvent, int] | None = None
+        self._raw_events_repeated: dict[RawEvent, int] | None = None
+        self._held_back: list[Delta] | None = None
         self._reasoning_is_over = False
         self._last_kind = ""
         self.repeating = False
         self.repeated = 0  # Characters that came once more, over all attempts.
 
     @property
+    def _channels(self) -> dict[Channel, _Received]:
+        """All that were begun."""
+        first = {} if self._first_text is None else {_FIRST_TEXT: self._first_text}
+        return first | (self._others or {})
+
+    @property
     def content(self) -> bool:
         """Whether text, reasoning or a tool call was delivered."""
-        return bool(self._channels or self._tool_calls)
+        return bool(self._first_text or self._others or self._tool_calls)
 
     @property
     def finish_reasons(self) -> list[str]:
         """The finish reason of each choice that has one, in the choices' order."""
-        held = {delta.choice: delta.finish_reason or "" for delta in self._held_back}
-        return [reason for _, reason in sorted((held | self._finish_reasons).items())]
+        held = {delta.choice: delta.finish_reason or "" for delta in self._held_back or ()}
+        return [reason for _, reason in sorted((held | (self._finish_reasons or {})).items())]
 
     @property
     def tool_calls(self) -> bool:
@@ -125,8 +135,7 @@ class Delivered:
         """
         if self.repeating or self._finish_reasons or self._last_kind != "text":
             return None
-        received = self._channels.get((0, "text", 0))
-        return None if received is None else received.pieces
+        return None if self._first_text is None else self._first_text.pieces
 
     @property
     def characters(self) -> int:
@@ -141,11 +150,11 @@ class Delivered:
         the reply so far than one text: then the text is not all that the model would go on from.
         """
         others = any(
-            choice or kind not in ("text", "reasoning") for choice, kind, _ in self._channels
+            choice or kind not in ("text", "reasoning") for choice, kind, _ in self._others or ()
         )
         if others or self._tool_calls or self._finish_reasons or self._last_kind != "text":
             return ""
-        return self._channels[0, "text", 0].text.rstrip()
+        return "" if self._first_text is None else self._first_text.text.rstrip()
 
     def begins_with(self, deltas: Sequence[Delta]) -> bool | None:
         """Whether `deltas` say again what the answer began with; `None` where it is too early.
@@ -163,9 +172,9 @@ class Delivered:
                     texts[channel] = texts.get(channel, "") + text
         if not texts:  # The end of an answer is no beginning.
             return False if any(delta.finish_reason for delta in deltas) else None
-        enough = False
+        enough, channels = False, self._channels
         for channel, text in texts.items():
-            received = self._channels.get(channel)
+            received = channels.get(channel)
             begin = "" if received is None else received.text[received.kept :]
             length = min(len(text), len(begin), _ENOUGH_TO_TELL)
             if not begin or text[:length] != begin[:length]:
@@ -176,9 +185,9 @@ class Delivered:
     def begin_attempt(self) -> None:
         """The same request was sent again: what follows begins anew."""
         self._reasoning_is_over = False
-        self._held_back = []
+        self._held_back = None
         self.repeating = self.content or bool(self._finish_reasons)
-        self._raw_events_repeated.clear()
+        self._raw_events_repeated = None
         for channel in self._channels.values():
             channel.rewind()
 
@@ -189,29 +198,30 @@ class Delivered:
             echo: Whether that comes first once more.
         """
         # Thoughts of a second run do not lead to the text of the first.
-        self._reasoning_is_over = (0, "reasoning", 0) in self._channels
-        text = self._channels[0, "text", 0]
+        channels = self._channels
+        self._reasoning_is_over = (0, "reasoning", 0) in channels
+        text = channels[_FIRST_TEXT]
         text.rewind(0 if echo else len(self.continuable_text))
         self.repeating = text.behind
 
     def restart(self) -> None:
         """The reader drops what it has."""
-        self._channels.clear()
-        self._finish_reasons.clear()
-        self._tool_calls.clear()
-        self._raw_events.clear()
-        self._raw_events_repeated.clear()
-        self._held_back = []
+        self._first_text = self._others = None
+        self._finish_reasons = self._tool_calls = None
+        self._raw_events = self._raw_events_repeated = None
+        self._held_back = None
         self._reasoning_is_over = False
         self._last_kind = ""
         self.repeating = False
 
     def is_new(self, event: RawEvent) -> bool:
         """Whether the reader has not got this event yet; an answer may hold it several times."""
-        came = self._raw_events_repeated[event] = self._raw_events_repeated.get(event, 0) + 1
-        if came <= self._raw_events.get(event, 0):
+        repeated = self._raw_events_repeated = self._raw_events_repeated or {}
+        events = self._raw_events = self._raw_events or {}
+        came = repeated[event] = repeated.get(event, 0) + 1
+        if came <= events.get(event, 0):
             return False
-        self._raw_events[event] = came
+        events[event] = came
         return True
 
     def new_part(self, delta: Delta) -> Delta | None:
@@ -227,6 +237,7 @@ class Delivered:
         if delta.finish_reason is not None and not (
             delta.text or delta.reasoning or delta.tool_calls or self.content
         ):
+            self._held_back = self._held_back or []
             self._held_back.append(delta)
             return None
         # Before the text beside it counts as delivered.
@@ -243,7 +254,7 @@ class Delivered:
         if not self.repeating:
             return delta
         self.repeating = bool(self._finish_reasons or self._tool_calls) or self._behind()
-        goes_on = choice in self._finish_reasons and finish_reason is None
+        goes_on = choice in (self._finish_reasons or ()) and finish_reason is None
         if goes_on and (text or reasoning or tool_calls):
             raise Diverged
         if not (text or reasoning or tool_calls or finish_reason or delta.usage):
@@ -279,7 +290,7 @@ class Delivered:
         return self._release()
 
     def _release(self) -> list[Delta]:
-        held, self._held_back = self._held_back, []
+        held, self._held_back = self._held_back or [], None
         for delta in held:
             self._new_finish_reason(delta)
         return held
@@ -294,19 +305,22 @@ class Delivered:
         if not text:
             return text
         self._last_kind = channel[1]
-        received = self._channels.get(channel)
-        if received is None:
-            received = self._channels[channel] = _Received()
+        if channel == _FIRST_TEXT:
+            received = self._first_text = self._first_text or _Received()
+        else:
+            self._others = self._others or {}
+            received = self._others.setdefault(channel, _Received())
         new = received.new_part(text)
         self.repeated += len(text) - len(new)
         return new
 
     def _new_tool_call(self, choice: int, call: ToolCallDelta) -> ToolCallDelta | None:
-        begun = (choice, call.index) in self._tool_calls
+        calls = self._tool_calls = self._tool_calls or set()
+        begun = (choice, call.index) in calls
         name = self._new_text((choice, "name", call.index), call.name or "")
         arguments = self._new_text((choice, "arguments", call.index), call.arguments)
         if not begun:
-            self._tool_calls[choice, call.index] = None
+            calls.add((choice, call.index))
             return call
         if not (name or arguments):
             return None
@@ -318,7 +332,8 @@ class Delivered:
             return None
         if self._behind(delta.choice):
             raise Diverged
-        if delta.choice in self._finish_reasons:
+        reasons = self._finish_reasons = self._finish_reasons or {}
+        if delta.choice in reasons:
             return None
-        self._finish_reasons[delta.choice] = delta.finish_reason
+        reasons[delta.choice] = delta.finish_reason
         return delta.finish_reason

@@ -102,7 +102,7 @@ class Resumption:
         self._cursor = Cursor()
         self._refused: tuple[Way, ...] = ()
         self._is_continuation = False
-        self._repeated: list[Delta] = []
+        self._repeated: list[Delta] | None = None
         self._tokens = 0  # That the reader has, about: the deltas with text or reasoning.
         self.open_text: list[str] | None = None
         """The first choice's text, where more of it may simply be added by `append`.
@@ -119,7 +119,7 @@ class Resumption:
         self._last_id: str | None = None
         self._last_was_repeat = False
         self._suspected: list[Delta] | None = None
-        self._unconfirmed: list[ServerSentEvent] = []
+        self._unconfirmed: list[ServerSentEvent] | None = None
 
     # What the reader has
 
@@ -155,7 +155,7 @@ class Resumption:
         self.decoder = ChatDecoder()
         self.open_text = None
         self._suspected = None
-        self._unconfirmed = []
+        self._unconfirmed = None
         content, headers = self._content, dict[str, str]()
         last_event_id = self._cursor.last_event_id
         if last_event_id is not None and "cursor" not in self._refused:
@@ -289,7 +289,7 @@ class Resumption:
             self._delivered.begin_attempt()
         self._cursor = Cursor()
         self._kept_decoder = self.decoder
-        self._repeated = []
+        self._repeated = None
         self._taken_up_after = None
         self.begun = True
         return True
@@ -310,12 +310,13 @@ class Resumption:
         if event.id is not None:
             self.open_text = None  # Where it leads to, each event has to be told.
         if self._suspected is not None:
+            self._unconfirmed = self._unconfirmed or []
             self._unconfirmed.append(event)
             return
         if self._unconfirmed:
             for each in self._unconfirmed:
                 self._cursor.passed(each)
-            self._unconfirmed = []
+            self._unconfirmed = None
         self._cursor.passed(event)
 
     def new_parts(self, delta: Delta) -> tuple[Delta | Restarted, ...]:
@@ -358,6 +359,7 @@ class Resumption:
 
     def _new_parts(self, delta: Delta) -> tuple[Delta | Restarted, ...]:
         if self._policy.on_divergence == "restart" and self._delivered.repeating:
+            self._repeated = self._repeated or []
             self._repeated.append(delta)
         try:
             new = self._delivered.new_part(delta)
@@ -399,7 +401,7 @@ class Resumption:
             raise Diverged
         self._delivered.restart()
         self._tokens = 0
-        repeated, self._repeated = self._repeated, []
+        repeated, self._repeated = self._repeated or [], None
         return (Restarted(), *(part for delta in repeated for part in self._new_parts(delta)))
 
 

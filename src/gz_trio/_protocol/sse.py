@@ -65,8 +65,8 @@ class EventStreamDecoder:
         self._rest = b""  # What `split` has left.
         self._begun = False  # A byte order mark may still come.
         self._skip_lf = False  # The last piece ended in CR: an LF belongs to it.
-        self._tail = bytearray()  # The line that has not ended yet.
-        self._data: list[bytes] = []
+        self._tail: bytearray | None = None  # The line that has not ended yet.
+        self._data: list[bytes] | None = None
         self._size = 0  # Of the lines in `_data`.
         self._event = ""
         self._id: str | None = None
@@ -123,10 +123,9 @@ class EventStreamDecoder:
         if self._rest:
             data, self._rest = self._rest + data, b""
         if not self._begun:
-            data = bytes(self._tail) + data
-            self._tail.clear()
+            data = self._take_tail() + data
             if len(data) < len(_BOM) and _BOM.startswith(data):
-                self._tail += data
+                self._tail = bytearray(data)
                 return []
             self._begun = True
             data = data.removeprefix(_BOM)
@@ -136,14 +135,15 @@ class EventStreamDecoder:
 
         end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
         if not end:
+            self._tail = self._tail or bytearray()
             self._tail += data
             self._check_size(self._size + len(self._tail))
             return []
         lines = data if end == len(data) else data[:end]
         if self._tail:
-            lines = bytes(self._tail) + lines
-            self._tail.clear()
-        self._tail += data[end:]
+            lines = self._take_tail() + lines
+        if end < len(data):
+            self._tail = bytearray(data[end:])
         self._skip_lf = end == len(data) and data.endswith(b"\r")
 
         events: list[ServerSentEvent] = []
@@ -156,16 +156,17 @@ class EventStreamDecoder:
                     events.append(
                         ServerSentEvent(self._event or "message", payload, self._id, self._retry)
                     )
-                    self._data = []
+                    self._data = None
                     self._size = 0
                 self._event = ""
             elif line.startswith(b"data:"):
                 self._size += len(line)
                 self._check_size(self._size)
+                self._data = self._data or []
                 self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
             else:
                 self._field(line)
-        self._check_size(self._size + len(self._tail))
+        self._check_size(self._size + len(self._tail or b""))
         self._at_event = not (
             self._tail
             or self._skip_lf
@@ -176,12 +177,17 @@ class EventStreamDecoder:
         )
         return events
 
+    def _take_tail(self) -> bytes:
+        tail, self._tail = self._tail, None
+        return bytes(tail or b"")
+
     def _field(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if name == b"data":
             self._size += len(line)
             self._check_size(self._size)
+            self._data = self._data or []
             self._data.append(value)
         elif name == b"event":
             self._event = value.decode("utf-8", "replace")
