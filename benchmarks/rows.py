@@ -254,7 +254,13 @@ ROWS = (
         "200 streams, every 40 ms: the other peers",
         "µs/token",
         (),
-        tuple(Case("steady", peer) for peer in ("uvloop-callback", "raw-trio", "httpx2", "openai")),
+        tuple(
+            Case("steady", peer)
+            for peer in (
+                *("uvloop-callback", "raw-trio", "httpx2", "openai"),
+                *("uvloop-waiting", "trio-waiting"),
+            )
+        ),
     ),
 )
 

@@ -80,4 +80,10 @@ PEERS = {
         ("uvloop", "httptools", "msgspec"),
         "callback",
     ),
+    "trio-waiting": Peer(
+        "gz_trio, waiting and reading alone", "waiting", "trio", ("gz-trio", "trio"), "trio"
+    ),
+    "uvloop-waiting": Peer(
+        "raw uvloop, waiting and reading alone", "waiting", "uvloop", ("uvloop",), "uvloop"
+    ),
 }
