@@ -84,6 +84,14 @@ class Told:
         self.calls.append("restarted")
 
 
+class Nobody:
+    """In place of `Receiver`."""
+
+    def answer_stopped(self, error: BaseException | None) -> None: ...
+
+    def reader_has_room(self) -> None: ...
+
+
 @dataclass
 class Outcome:
     """All that came of some attempts' bytes."""
@@ -116,7 +124,7 @@ async def _take(attempts: Sequence[Pieces], policy: ResumePolicy, clock: MockClo
         timeouts=Timeouts(),
         buffer=buffer,
         telemetry=ReplyTelemetry(BODY, "http://gateway.test"),
-        on_stopped=lambda _: None,
+        owner=Nobody(),
     )
     for pieces in attempts:
         try:

@@ -9,7 +9,6 @@ from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
     asynccontextmanager,
-    nullcontext,
 )
 from functools import partial
 from typing import Literal
@@ -34,7 +33,7 @@ from .receiving import Receiver, ReplySettings
 from .remembering import open_remembering
 from .reply import Reply
 from .saving import Saver
-from .session import Session
+from .session import Session, SessionBlock
 from .streaming import ReplyBlock
 from .telemetry import ReplyTelemetry
 
@@ -77,6 +76,9 @@ class Gateway:
         }
         self._settings = settings
         self._now = now
+        # Once for all replies: each of them keeps both.
+        self._receive = self._make_reply
+        self._make_request = self._chat_request
         self._history_calls = HistoryCalls(
             transport,
             authenticator,
@@ -145,7 +147,7 @@ class Gateway:
         if remember is not False:
             return self._open_remembered(model, messages, extra_body, remember)
         # Not a generator: there are as many as there are streams.
-        return nullcontext(Session(self, self._receive, model, messages, extra_body=extra_body))
+        return SessionBlock(Session(self, self._receive, model, messages, extra_body=extra_body))
 
     @asynccontextmanager
     @enable_ki_protection
@@ -208,9 +210,9 @@ class Gateway:
         >>> trio.run(main)
         stop
         """
-        return ReplyBlock(partial(self._receive, body, retry, resume, timeouts))
+        return _BodyReply(partial(self._receive, body, retry, resume, timeouts))
 
-    def _receive(
+    def _make_reply(
         self,
         body: Mapping[str, object],
         retry: RetryPolicy | None = None,
@@ -234,7 +236,7 @@ class Gateway:
             self._authenticator,
             origin=self._origin,
             model=model,
-            make_request=self._chat_request,
+            make_request=self._make_request,
             resumption=Resumption({**body, "stream": True}, settings.resume),
             settings=settings,
             now=self._now,
@@ -286,6 +288,19 @@ class Gateway:
             connect_timeout=connect_timeout,
             repeatable=repeatable,
         )
+
+
+class _BodyReply(ReplyBlock):
+    """A reply to a request whose body the caller has given."""
+
+    __slots__ = ("_receive",)
+
+    def __init__(self, receive: Callable[[], tuple[Receiver, Reply]]) -> None:
+        super().__init__()
+        self._receive = receive
+
+    def _make(self) -> tuple[Receiver, Reply]:
+        return self._receive()
 
 
 @asynccontextmanager

@@ -79,7 +79,7 @@ class Receiver:
     """
 
     __slots__ = (
-        "_buffer", "_connect_timeout", "_crash", "_gone", "_make_request", "_model", "_now",
+        "_connect_timeout", "_crash", "_gone", "_make_request", "_model", "_now",
         "_nursery", "_origin", "_recovering", "_repeated_before", "_response", "_resumption",
         "_scope", "_telemetry", "_transport", "attempts", "taking",
     )  # fmt: skip
@@ -107,7 +107,6 @@ class Receiver:
         self._connect_timeout = settings.timeouts.connect
         self._resumption = resumption
         self._now = now
-        self._buffer = buffer
         self._telemetry = telemetry
         self._recovering = Recovering(
             authenticator, origin=origin, model=model, policy=settings.retry, announce=self._pause
@@ -123,10 +122,9 @@ class Receiver:
             timeouts=settings.timeouts,
             buffer=buffer,
             telemetry=telemetry,
-            on_stopped=self._stopped,
+            owner=self,
         )
         self.attempts: list[Attempt] = []
-        buffer.on_room = self._go_on
 
     def _pause(self, event: Paused | RateLimited) -> None:
         self.taking.pause(event)
@@ -265,13 +263,13 @@ class Receiver:
 
     # While an answer streams: called by what reads the connection, and by the reader
 
-    def _go_on(self) -> None:
-        """The reader has room again."""
+    def reader_has_room(self) -> None:
+        """See `taking.Owner`."""
         if self._response is not None and self.taking.has_room():
             self._response.start(self.taking)
 
-    def _stopped(self, error: BaseException | None) -> None:
-        """The answer is over."""
+    def answer_stopped(self, error: BaseException | None) -> None:
+        """See `taking.Owner`."""
         self._response = None
         try:
             if not self.taking.done:

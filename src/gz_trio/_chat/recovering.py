@@ -36,8 +36,8 @@ class Recovering:
     """
 
     __slots__ = (
-        "_announce", "_authenticator", "_key", "_model", "_origin", "_parting", "_recovery",
-        "_rejection",
+        "_announce", "_authenticator", "_key", "_model", "_origin", "_parting", "_policy",
+        "_recovery", "_rejection",
     )  # fmt: skip
 
     def __init__(
@@ -55,7 +55,8 @@ class Recovering:
         self._model = model
         self._announce = announce
         self._parting = parting
-        self._recovery = Recovery(policy)
+        self._policy = policy
+        self._recovery: Recovery | None = None  # Made when there is something to count.
         self._key: Key | None = None
         self._rejection: GatewayError | None = None
 
@@ -110,16 +111,19 @@ class Recovering:
 
     def accepted(self) -> None:
         """The gateway answered the attempt with something that is no error."""
-        self._recovery.accepted()
+        if self._recovery is not None:
+            self._recovery.accepted()
         if self._key is not None:
             self._authenticator.accepted(self._key, origin=self._origin, model=self._model)
 
     def progressed(self) -> None:
         """New text came: whatever keeps failing, it is not the same thing."""
-        self._recovery.progressed()
+        if self._recovery is not None:
+            self._recovery.progressed()
 
     def restarted(self) -> None:
         """The reader drops what it has."""
+        self._recovery = self._recovery or Recovery(self._policy)
         self._recovery.restarted()
 
     def decide(
@@ -135,6 +139,7 @@ class Recovering:
         Raises:
             GatewayError: `failure`, where there is to be no further attempt.
         """
+        self._recovery = self._recovery or Recovery(self._policy)
         step = self._recovery.after(
             failure,
             generation=0 if self._key is None else self._key.generation,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .._auth.authenticator import Authenticator
@@ -44,7 +45,7 @@ class Session:
         self._receive = receive
         self._remembering = remembering
         self._model = model
-        self._extra_body = dict(extra_body or {})
+        self._extra_body = dict(extra_body) if extra_body else None
         self.messages: list[dict[str, object]] = [dict(message) for message in messages or ()]
 
     def __repr__(self) -> str:
@@ -78,26 +79,7 @@ class Session:
         turn: dict[str, object] = (
             {"role": "user", "content": message} if isinstance(message, str) else dict(message)
         )
-        question: HistoryMessage | None = None
-
-        def make() -> tuple[Receiver, Reply]:
-            nonlocal question
-            if self._remembering is not None:
-                question = self._remembering.asked(turn)
-            body = {
-                "model": self._model,
-                "messages": [*self.messages, turn],
-                "stream_options": {"include_usage": True},
-                **self._extra_body,
-            }
-            return self._receive(body, resume=resume)
-
-        def add_turn(reply: Reply) -> None:
-            self.messages += [turn, reply.message]
-            if self._remembering is not None and question is not None:
-                self._remembering.answered(question, reply)
-
-        return ReplyBlock(make, add_turn)
+        return _Turn(self, turn, resume)
 
     async def ask(self, message: str | Mapping[str, object]) -> str:
         """Say something, and wait for the whole answer. A checkpoint.
@@ -119,3 +101,57 @@ class Session:
             async for _ in reply:
                 pass
         return reply.text
+
+
+class _Turn(ReplyBlock):
+    """The block of one turn, which it adds to its session."""
+
+    __slots__ = ("_message", "_question", "_resume", "_session")
+
+    def __init__(
+        self, session: Session, message: dict[str, object], resume: ResumePolicy | None
+    ) -> None:
+        super().__init__()
+        self._session = session
+        self._message = message
+        self._resume = resume
+        self._question: HistoryMessage | None = None
+
+    def _make(self) -> tuple[Receiver, Reply]:
+        session = self._session
+        if session._remembering is not None:
+            self._question = session._remembering.asked(self._message)
+        body = {
+            "model": session._model,
+            "messages": [*session.messages, self._message],
+            "stream_options": {"include_usage": True},
+            **(session._extra_body or {}),
+        }
+        return session._receive(body, resume=self._resume)
+
+    def _completed(self, reply: Reply) -> None:
+        session = self._session
+        session.messages += [self._message, reply.message]
+        if session._remembering is not None and self._question is not None:
+            session._remembering.answered(self._question, reply)
+
+
+class SessionBlock:
+    """The block of a session that nothing is to be opened for, nor closed."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def __aenter__(self) -> Session:
+        """The session. Not a checkpoint."""
+        return self._session
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """Not a checkpoint."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import TracebackType
 
 import trio
@@ -15,29 +14,26 @@ class ReplyBlock:
     """What `Gateway.stream` and `Session.stream` give, for `async with`; gives a `Reply`.
 
     A class rather than a generator, because there are as many as there are streams.
-
-    Args:
-        make: Makes the reply, and what receives it.
-        on_complete: Called with it when the block is left without an exception, and it is complete.
     """
 
-    __slots__ = ("_make", "_on_complete", "_receiver", "_reply")
+    __slots__ = ("_receiver", "_reply")
 
-    def __init__(
-        self,
-        make: Callable[[], tuple[Receiver, Reply]],
-        on_complete: Callable[[Reply], None] | None = None,
-    ) -> None:
-        self._make: Callable[[], tuple[Receiver, Reply]] | None = make
-        self._on_complete = on_complete
+    def __init__(self) -> None:
+        self._reply: Reply | None = None
+
+    def _make(self) -> tuple[Receiver, Reply]:
+        """The reply, and what receives it."""
+        raise NotImplementedError
+
+    def _completed(self, reply: Reply) -> None:
+        """The block is left without an exception, and the reply is complete."""
 
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Reply:
         """Begin. Not a checkpoint: it is reading that waits."""
-        if self._make is None:
+        if self._reply is not None:
             raise RuntimeError("a reply streams once: call stream() again for another")
         self._receiver, self._reply = self._make()
-        self._make = None
         self._receiver.start()
         return self._reply
 
@@ -50,8 +46,8 @@ class ReplyBlock:
     ) -> None:
         """End whatever is under way."""
         try:
-            if error is None and self._on_complete is not None and self._reply.complete:
-                self._on_complete(self._reply)
+            if error is None and self._reply is not None and self._reply.complete:
+                self._completed(self._reply)
         finally:
             await self._receiver.aclose()
         crash = self._receiver.crash

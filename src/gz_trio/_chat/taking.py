@@ -6,10 +6,9 @@ the usual event, some more text, takes the shortest way through.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import inf
 from time import perf_counter_ns
-from typing import Literal
+from typing import Literal, Protocol
 
 import trio
 
@@ -48,6 +47,18 @@ class ErrorFrame(Exception):
         self.error = error
 
 
+class Owner(Protocol):
+    """Whose answers are taken."""
+
+    def answer_stopped(self, error: BaseException | None) -> None:
+        """An answer is over; as `BodyConsumer.stopped`."""
+        ...
+
+    def reader_has_room(self) -> None:
+        """The buffer was full, and is no longer."""
+        ...
+
+
 class Taking:
     """Fills a buffer with what is new in the answers to one reply's attempts.
 
@@ -59,14 +70,13 @@ class Taking:
         timeouts: How long an answer may be silent.
         buffer: What is filled.
         telemetry: Is told too.
-        on_stopped: Called when an answer is over, as `BodyConsumer.stopped`.
+        owner: Is told when an answer is over, and when it may go on.
     """
 
     __slots__ = (
         "_arrived_ns", "_attempt", "_buffer", "_clock", "_events", "_first_token_by",
-        "_full_since", "_heard", "_on_stopped", "_paused_at", "_recovering", "_resumption",
-        "_telemetry", "_timeouts", "_total_by", "details", "done", "last_usage", "timing",
-        "total_left",
+        "_full_since", "_heard", "_owner", "_paused_at", "_reasoning", "_recovering", "_resumption",
+        "_telemetry", "_timeouts", "_total_by", "done", "last_usage", "timing", "total_left",
     )  # fmt: skip
 
     def __init__(
@@ -77,20 +87,19 @@ class Taking:
         timeouts: Timeouts,
         buffer: EventBuffer,
         telemetry: ReplyTelemetry,
-        on_stopped: Callable[[BaseException | None], None],
+        owner: Owner,
     ) -> None:
         self._resumption = resumption
         self._recovering = recovering
         self._timeouts = timeouts
         self._buffer = buffer
         self._telemetry = telemetry
-        self._on_stopped = on_stopped
-        self._clock = trio.lowlevel.current_clock().current_time
+        self._owner = owner
+        self._clock = trio.lowlevel.current_clock()
         self._arrived_ns = 0
         self._paused_at: float | None = None
-        self.timing = Timing(self._clock())
-        self.details = MessageBuilder()
-        """The `reasoning_details` of the answer, repeated ones included: they go back unchanged."""
+        self.timing = Timing(self._clock.current_time())
+        self._reasoning: MessageBuilder | None = None
         self.last_usage: Usage | None = None
         self.total_left = timeouts.total
         """Seconds that are left of the time for the whole reply."""
@@ -106,6 +115,11 @@ class Taking:
         self.done = False
         """Whether the stream said that it is, and the reader was told."""
 
+    @property
+    def details(self) -> MessageBuilder:
+        """The `reasoning_details` of the answer, repeated ones included: they go back unchanged."""
+        return self._reasoning or MessageBuilder()
+
     # Deadlines
 
     def deadline(self) -> float:
@@ -120,9 +134,9 @@ class Taking:
         """Whether the reader had enough, and wants more now. His time is not the gateway's."""
         if self._full_since is None:
             return False
-        seconds = self._clock() - self._full_since
+        seconds = self._clock.current_time() - self._full_since
         self._full_since = None
-        self._heard = self._clock()
+        self._heard = self._clock.current_time()
         self._total_by += seconds
         if self.total_left is not None:
             self.total_left += seconds
@@ -144,7 +158,7 @@ class Taking:
 
     def stopped(self, error: BaseException | None) -> None:
         """The answer is over; see `BodyConsumer`."""
-        self._on_stopped(error)
+        self._owner.answer_stopped(error)
 
     # What came
 
@@ -161,7 +175,7 @@ class Taking:
         if resumption.open_text is not None and (texts := self._events.split(data)) is not None:
             deltas = resumption.decoder.decode_texts(texts)
             if deltas is not None:
-                self._heard = now = self._clock()
+                self._heard = now = self._clock.current_time()
                 resumption.append(deltas)
                 self._attempt.tokens += len(deltas)
                 self.timing.tokens_came(now, len(deltas))
@@ -171,14 +185,15 @@ class Taking:
             return False
         else:
             events = self._events.feed(data)
-        self._heard = self._clock()
+        self._heard = self._clock.current_time()
         for event in events:
             if self._take_event(event):
                 return self._is_done()
         return self._buffer.full and self._is_full()
 
     def _is_full(self) -> bool:
-        self._full_since = self._clock()
+        self._full_since = self._clock.current_time()
+        self._buffer.on_room = self._owner.reader_has_room
         return True
 
     def _is_done(self) -> bool:
@@ -193,7 +208,7 @@ class Taking:
 
     def take_completion(self, body: bytes) -> None:
         """Take a whole completion, which servers send that ignore `stream`. Raises as `receive`."""
-        self._heard = self._clock()
+        self._heard = self._clock.current_time()
         self._arrived_ns = perf_counter_ns()
         self._begin_answer(None, body)
         self._take(self._resumption.decoder.decode_completion(body), len(body))
@@ -204,7 +219,7 @@ class Taking:
         self._telemetry.answered(data)
         self._attempt.resumed_by = self._resumption.way
         if self._attempt.resumed_by in ("replay", None):
-            self.details = MessageBuilder()
+            self._reasoning = None
 
     def _take_event(self, event: ServerSentEvent) -> bool:
         """Give the reader what is new in `event`. Whether the stream said that it is done."""
@@ -238,7 +253,8 @@ class Taking:
                 continue
             self._attempt.tokens += bool(item.text or item.reasoning or item.tool_calls)
             if item.reasoning_details:
-                self.details.feed(Delta(reasoning_details=item.reasoning_details))
+                self._reasoning = self._reasoning or MessageBuilder()
+                self._reasoning.feed(Delta(reasoning_details=item.reasoning_details))
             parts = self._resumption.new_parts(item)
             for part in parts:
                 self._give(part, size if len(parts) == 1 else None)
@@ -254,7 +270,7 @@ class Taking:
             self._recovering.restarted()
             self._tell(part)
             return
-        now = self._clock() if self._heard is None else self._heard
+        now = self._clock.current_time() if self._heard is None else self._heard
         self.last_usage = part.usage or self.last_usage
         if self._unpause(now):
             self._tell(Resumed())
@@ -288,7 +304,7 @@ class Taking:
     def end(self, error: BaseException | None) -> None:
         """The reply is over; the first time counts."""
         if self._buffer.end(error):
-            now = self._clock()
+            now = self._clock.current_time()
             self._unpause(now)
             self.timing.ended = now - self.timing.started
             self._telemetry.ended(
@@ -303,7 +319,7 @@ class Taking:
     def pause(self, event: Paused | RateLimited) -> None:
         """The reply waits, for the reason that `event` tells."""
         if self._paused_at is None:
-            self._paused_at = self._clock()
+            self._paused_at = self._clock.current_time()
         self._tell(event)
 
     def _tell(self, event: Paused | RateLimited | Resumed | Restarted) -> None:
