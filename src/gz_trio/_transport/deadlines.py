@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from itertools import count
 from math import inf
 
 import trio
@@ -26,13 +25,16 @@ class Deadline:
         self.at = at
         self.call: Callable[[], None] | None = call
 
+    def __lt__(self, other: Deadline) -> bool:
+        """For the heap, which would hold a tuple a stream else."""
+        return self.at < other.at
+
 
 class Deadlines:
     """Deadlines, and the task (`run`) that they come in."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Deadline]] = []
-        self._numbers = count()
+        self._heap: list[Deadline] = []
         self._cancelled = 0
         self._waiting = trio.CancelScope()
         self._fatal: BaseException | None = None
@@ -42,7 +44,7 @@ class Deadlines:
         if at == inf:
             return None
         deadline = Deadline(at, call)
-        heapq.heappush(self._heap, (at, next(self._numbers), deadline))
+        heapq.heappush(self._heap, deadline)
         self._waiting.deadline = min(self._waiting.deadline, at)
         return deadline
 
@@ -53,7 +55,7 @@ class Deadlines:
         deadline.call = None  # Whom it belongs to is free at once, its place in the heap later.
         self._cancelled += 1
         if self._cancelled > FEW and self._cancelled > len(self._heap) // 2:
-            self._heap = [entry for entry in self._heap if entry[2].call is not None]
+            self._heap = [each for each in self._heap if each.call is not None]
             heapq.heapify(self._heap)
             self._cancelled = 0
 
@@ -75,11 +77,11 @@ class Deadlines:
         while self._fatal is None:
             with trio.CancelScope() as self._waiting:
                 if self._heap:
-                    self._waiting.deadline = self._heap[0][0]
+                    self._waiting.deadline = self._heap[0].at
                 await trio.sleep_forever()
             now = trio.current_time()
-            while self._heap and self._heap[0][0] <= now:
-                deadline = heapq.heappop(self._heap)[2]
+            while self._heap and self._heap[0].at <= now:
+                deadline = heapq.heappop(self._heap)
                 call, deadline.call = deadline.call, None
                 if call is None:
                     self._cancelled -= 1
