@@ -339,8 +339,10 @@ async def open_gateway(
         now: Unix time in seconds.
 
     Raises:
-        ValueError: `base_url` has no scheme or no host, the key is none, or `http_client` and
-            `ssl_context` are both given.
+        ValueError: `base_url` has no scheme, no host or a port that is none, the key is none,
+            `http_client` and `ssl_context` are both given, or the environment's proxy cannot be
+            used.
+        APIConnectionError: The process may open no more files.
 
     An example is at `Gateway.stream`.
     """
