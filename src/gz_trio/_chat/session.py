@@ -1,5 +1,8 @@
 """A chat session: a conversation whose turns stream, one model, one key for all of them."""
 
+# pyright: reportPrivateUsage=false
+# A turn is part of its session.
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
