@@ -8,6 +8,7 @@ was asked and answered, and keys.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import lru_cache
@@ -162,7 +163,9 @@ class ReplyTelemetry:
     def answered(self, data: bytes) -> None:
         """The attempt's answer has begun with `data`: an event's, or a whole completion."""
         with suppress(*lenient_json.MSGSPEC_ERRORS):
-            self._answer = self._attempt_answer = _decode_answer(data)
+            answer = self._answer = self._attempt_answer = _decode_answer(data)
+            if isinstance(answer.model, str):
+                answer.model = sys.intern(answer.model)  # One for all streams.
 
     def first_token(self, seconds: float) -> None:
         """The reply's first text, reasoning or tool call has come, so long after its start."""

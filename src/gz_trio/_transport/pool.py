@@ -94,6 +94,7 @@ class Pool:
         self._ssl_context = ssl_context
         self._connect_link = connect
         self._connects = trio.CapacityLimiter(CONNECTS_AT_ONCE)
+        self._on_left = self._release  # Once for all connections: each of them keeps it.
         self._closed = False
         self._open: set[Connection] = set()
         self._idle: dict[Origin, dict[Connection, None]] = {}  # Those used last come last.
@@ -159,7 +160,7 @@ class Pool:
             await trio.aclose_forcefully(stream)
             raise trio.ClosedResourceError("the transport was closed")
         make_link: Callable[[LinkOwner], Link] = partial(self._link, stream)
-        connection = Connection(origin, make_link, tls, self._release, self._deadlines)
+        connection = Connection(origin, make_link, tls, self._on_left, self._deadlines)
         self._open.add(connection)
         try:
             await connection.handshake()
