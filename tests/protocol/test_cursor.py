@@ -122,4 +122,6 @@ def test_events_already_seen_are_known_by_id(ids: tuple[str, str, str]) -> None:
 def test_numbered_ids_take_no_room() -> None:
     cursor = left_after(*(chunk(f"run-{number}") for number in range(10_000)))
     assert cursor.has_passed(chunk("run-5000"))
-    assert not cursor._ids._others  # pyright: ignore[reportPrivateUsage]
+    ids = cursor._ids  # pyright: ignore[reportPrivateUsage]
+    assert ids is not None
+    assert not ids._others  # pyright: ignore[reportPrivateUsage]
