@@ -147,7 +147,7 @@ class SessionBlock:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    async def __aenter__(self) -> Session:
+    async def __aenter__(self) -> Session:  # noqa: ASYNC910 - there is nothing to wait for
         """The session. Not a checkpoint."""
         return self._session
 
