@@ -147,9 +147,9 @@ class SessionBlock:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    async def __aenter__(self) -> Session:  # noqa: ASYNC910 - there is nothing to wait for
+    async def __aenter__(self) -> Session:
         """The session. Not a checkpoint."""
-        return self._session
+        return self._session  # noqa: ASYNC910 - there is nothing to wait for
 
     async def __aexit__(
         self,
