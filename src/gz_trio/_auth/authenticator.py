@@ -111,6 +111,12 @@ class Authenticator:
         """What `key` would give without waiting; `None` where it would wait, or fail.
 
         For those who are about to wait for something else anyway.
+
+        >>> async def main() -> None:
+        ...     async with open_authenticator(MemoryKeyStore("sk-1")) as authenticator:
+        ...         print(authenticator.key_at_hand == await authenticator.key())
+        >>> trio.run(main)
+        True
         """
         if self._machine.record.key is None:
             return None
