@@ -302,6 +302,9 @@ class _BodyReply(ReplyBlock):
     def _make(self) -> tuple[Receiver, Reply]:
         return self._receive()
 
+    def _completed(self, reply: Reply) -> None:
+        """There is no session to add it to."""
+
 
 @asynccontextmanager
 @enable_ki_protection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from types import TracebackType
 
 import trio
@@ -10,7 +11,7 @@ from .receiving import Receiver
 from .reply import Reply
 
 
-class ReplyBlock:
+class ReplyBlock(ABC):
     """What `Gateway.stream` and `Session.stream` give, for `async with`; gives a `Reply`.
 
     A class rather than a generator, because there are as many as there are streams.
@@ -21,10 +22,11 @@ class ReplyBlock:
     def __init__(self) -> None:
         self._reply: Reply | None = None
 
+    @abstractmethod
     def _make(self) -> tuple[Receiver, Reply]:
         """The reply, and what receives it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _completed(self, reply: Reply) -> None:
         """The block is left without an exception, and the reply is complete."""
 
