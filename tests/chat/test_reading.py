@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from gz_trio import APIConnectionError, Delta, GatewayError, Reply, RetryPolicy, open_gateway
-from gz_trio._chat.buffer import BUFFER_BYTES, CHECKPOINT_EVERY
+from gz_trio._chat.buffer import BUFFER_BYTES, CHECKPOINT_EVERY, EventBuffer
 from gz_trio.testing import FakeGateway, Stall, Status
 from tests.chats import BODY, Ticks, open_over
 
@@ -51,6 +51,29 @@ async def test_a_read_that_is_cancelled_with_deltas_in_the_buffer_takes_none(
                 await anext(reply)
             assert scope.cancelled_caught
         assert await read_text(reply) == fake.intended(BODY)
+
+
+async def test_what_is_on_its_way_to_a_reader_that_is_cancelled_then_reaches_it() -> None:
+    buffer = EventBuffer()
+    read: list[object] = []
+
+    async def reader() -> None:
+        with scope:
+            read.append(await buffer.get())
+
+    one, two, three = (Delta(text=text, raw=b"12345") for text in ("one", "two", "three"))
+    for put in (lambda: buffer.put(one, 1, 5), lambda: buffer.put_texts((one, two, three), 1)):
+        scope = trio.CancelScope()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader)
+            await wait_all_tasks_blocked()
+            put()
+            scope.cancel()
+    assert read == [one, one]
+    assert buffer.buffered_bytes == 10
+    assert [await buffer.get(), await buffer.get()] == [two, three]
+    assert buffer.empty
+    assert buffer.buffered_bytes == 0
 
 
 async def test_a_cancelled_event_read_loses_no_event(autojump_clock: MockClock) -> None:

@@ -56,13 +56,17 @@ class Timing:
     paused: float = 0.0
     ended: float | None = None
     _gaps: int = field(default=0, init=False, repr=False)
-    _sum_of_gaps: float = field(default=0.0, init=False, repr=False)
+    _earlier_runs: float = field(default=0.0, init=False, repr=False)
+    _run_began: float = field(default=0.0, init=False, repr=False)  # What no pause interrupts.
     _last_token: float | None = field(default=None, init=False, repr=False)
 
     @property
     def between_tokens(self) -> float | None:
         """The mean of the times of which `longest_gap` is the longest, or `None`."""
-        return self._sum_of_gaps / self._gaps if self._gaps else None
+        if not self._gaps:
+            return None
+        run = 0.0 if self._last_token is None else self._last_token - self._run_began
+        return (self._earlier_runs + run) / self._gaps
 
     def tokens_came(self, now: float, count: int = 1) -> None:
         """New text, reasoning or tool calls came, so many at once."""
@@ -70,15 +74,18 @@ class Timing:
         if last is None:
             if self.first_token is None:
                 self.first_token = now - self.started
+            self._run_began = now
             self._gaps += count - 1
             return
+        # For each token: measure what you change. (A sum of gaps would be one more float.)
         gap = now - last
         self._gaps += count
-        self._sum_of_gaps += gap
         if self.longest_gap is None or gap > self.longest_gap:
             self.longest_gap = gap
 
     def was_paused(self, seconds: float) -> None:
         """A pause is over; what comes after it was not late for its own sake."""
         self.paused += seconds
-        self._last_token = None
+        if self._last_token is not None:
+            self._earlier_runs += self._last_token - self._run_began
+            self._last_token = None

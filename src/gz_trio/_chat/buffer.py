@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
+from outcome import Value
 from trio.lowlevel import (
     Abort,
     RaiseCancelT,
@@ -103,10 +104,11 @@ class EventBuffer:
                 self.raised = error
                 raise SinkRaised(error) from None  # noqa: ASYNC104 - it comes out of `drain`
             return
+        if self._parked is not None:
+            self._wake(event)
+            return
         self._came.append((event, arrived_ns, size))
         self.buffered_bytes += size
-        if self._parked is not None:
-            self._wake()
 
     def put_texts(self, deltas: Sequence[Delta], arrived_ns: int) -> bool:
         """Add deltas that came at once, and hold text of the first choice, nothing else.
@@ -126,12 +128,15 @@ class EventBuffer:
                 self.raised = error
                 raise SinkRaised(error) from None  # noqa: ASYNC104 - it comes out of `drain`
             return False
+        if self._parked is not None and deltas:
+            self._wake(deltas[0])
+            if len(deltas) == 1:
+                return False
+            deltas = deltas[1:]
         for delta in deltas:
             size = len(delta.raw)
             self._came.append((delta, arrived_ns, size))
             self.buffered_bytes += size
-        if self._parked is not None:
-            self._wake()
         return self.buffered_bytes >= BUFFER_BYTES
 
     @property
@@ -148,10 +153,11 @@ class EventBuffer:
         self._wake()
         return True
 
-    def _wake(self) -> None:
+    def _wake(self, event: ReplyEvent | None = None) -> None:
+        """Let who waits go on: the reader with `event`, for which it found nothing in the way."""
         if self._parked is not None:
             task, self._parked = self._parked, None
-            trio.lowlevel.reschedule(task)
+            trio.lowlevel.reschedule(task, Value(event))
 
     # Reading
 
@@ -167,9 +173,12 @@ class EventBuffer:
         self._reading = True
         try:
             if not (self._came or self._next or self.ended):
-                # One reschedule, no event object a token.
+                # One reschedule, no event object a token; what came is in it, so that a
+                # cancellation which comes later cannot lose it.
                 self._parked = current_task()
-                await wait_task_rescheduled(self._abort)
+                event: ReplyEvent | None = await wait_task_rescheduled(self._abort)
+                if event is not None:
+                    return event
             else:
                 self._reads += 1
                 if self._reads % CHECKPOINT_EVERY:

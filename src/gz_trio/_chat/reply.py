@@ -90,9 +90,10 @@ class Reply:
         """The next delta. A checkpoint; cancelling it loses nothing."""
         while True:
             event = await self._buffer.get()
-            self._note(event)
             if isinstance(event, Delta):
+                self._note_delta(event)
                 return event
+            self._note(event)
             if event is None:
                 raise StopAsyncIteration
 
@@ -156,10 +157,7 @@ class Reply:
         """What is handed over now; raises what the reply ended by, if it is that."""
         match event:
             case Delta():
-                self._message.feed(event)
-                if event.choice == 0 and event.finish_reason is not None:
-                    self._finish_reason = event.finish_reason
-                self._usage = event.usage or self._usage
+                self._note_delta(event)
             case None:
                 if self._buffer.error is not None:
                     raise self._reader_error(self._buffer.error)
@@ -168,6 +166,12 @@ class Reply:
                 self._finish_reason = self._usage = None
             case _:
                 pass
+
+    def _note_delta(self, delta: Delta) -> None:
+        self._message.feed(delta)
+        if delta.choice == 0 and delta.finish_reason is not None:
+            self._finish_reason = delta.finish_reason
+        self._usage = delta.usage or self._usage
 
     def _reader_error(self, error: BaseException) -> BaseException:
         if not isinstance(error, GatewayError) or error is self._buffer.raised:

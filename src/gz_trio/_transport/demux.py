@@ -12,6 +12,7 @@ import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from time import perf_counter_ns
 from types import ModuleType
 from typing import Protocol
@@ -52,14 +53,11 @@ class Poller(Protocol):
 class _Epoll:
     def __init__(self, module: ModuleType) -> None:
         self._epoll = module.epoll()
+        self.poll: Callable[[], list[tuple[int, int]]] = partial(self._epoll.poll, 0, BATCH)
         self._readable = module.EPOLLIN  # Hang-ups and errors are told with any mask.
         self.fileno = self._epoll.fileno
         self.unregister = self._epoll.unregister
         self.close = self._epoll.close
-
-    def poll(self) -> list[tuple[int, int]]:
-        ready: list[tuple[int, int]] = self._epoll.poll(0, BATCH)
-        return ready
 
     def register(self, fd: int) -> None:
         self._epoll.register(fd, self._readable)
