@@ -33,9 +33,9 @@ import msgspec
 WRITES_BETWEEN_LOOKS = 32
 """At most, before the server looks for requests and commands."""
 
-TICK_NS = 100_000
-"""The shortest sleep: a finer one would cost more CPU than the writes. So much a token may be late,
-and at 40,000 tokens a second four are written together."""
+TICK = 0.0001
+"""The shortest sleep, in seconds: a finer one would cost more CPU than the writes. So much a token
+may be late, and at 40,000 tokens a second four are written together."""
 
 IDLE_SECONDS = 0.05
 KEPT_BYTES = 1 << 20
@@ -99,6 +99,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         finish: Whether the answer ends with those.
         per_write: Tokens a write.
         in_step: All streams have their tokens at the same instant; else phases are spread.
+        tick: Seconds of the shortest sleep: what is due meanwhile is written together.
         seed: Of the phases.
         stamped: Whether tokens carry stamps. Else their text is the same in every answer.
         certificate: A file with a certificate chain and its key: TLS.
@@ -110,6 +111,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     finish: bool = False
     per_write: int = 1
     in_step: bool = False
+    tick: float = TICK
     seed: int = 0
     stamped: bool = True
     certificate: str | None = None
@@ -200,7 +202,7 @@ class Server:
             due = self._lap_began + connection.phase
             now = perf_counter_ns()
             if now < due:
-                return max(due - now, TICK_NS) / 1e9
+                return max((due - now) / 1e9, self._plan.tick)
             if per_write == 1:
                 self._write(connection, TOKEN % (due, now))
             else:

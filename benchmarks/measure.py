@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from .certificates import Certificates
-from .load_server import Plan
+from .load_server import TICK, Plan
 from .peers import PEERS, Load
 from .peers.wire import NEW_KEY
 from .processes import PATIENCE_SECONDS, Moment, Pair, start
@@ -64,6 +64,7 @@ class Pace:
         per_write: Tokens a write of the server.
         tls: Whether over TLS.
         in_step: Whether all have their tokens at the same instant.
+        tick: Seconds of the server's shortest sleep: what is due meanwhile is written together.
     """
 
     streams: int
@@ -71,6 +72,7 @@ class Pace:
     per_write: int = 1
     tls: bool = False
     in_step: bool = False
+    tick: float = TICK
 
     def plan(self, seed: int, certificates: Certificates) -> Plan:
         """What the server has to do for it."""
@@ -79,6 +81,7 @@ class Pace:
             interval=self.interval,
             per_write=self.per_write,
             in_step=self.in_step,
+            tick=self.tick,
             seed=seed,
             certificate=certificates.server if self.tls else None,
         )

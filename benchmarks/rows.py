@@ -17,6 +17,7 @@ Figure = Literal["cpu", "rate", "delivery", "memory", "capacity"]
 AT_200 = Pace(streams=200)
 AT_1600 = Pace(streams=1600)
 TLS = Pace(streams=400, tls=True)
+COARSE = Pace(streams=200, tick=0.001)
 SLOW = Pace(streams=5000, interval=1.0)
 FLAT_1 = Pace(streams=100, interval=0.0)
 FLAT_20 = Pace(streams=100, interval=0.0, per_write=20)
@@ -260,6 +261,16 @@ ROWS = (
                 *("uvloop-callback", "raw-trio", "httpx2", "openai"),
                 *("uvloop-waiting", "trio-waiting"),
             )
+        ),
+    ),
+    Row(
+        "coarse",
+        "200 streams, every 40 ms, from a server whose shortest sleep is 1 ms",
+        "µs/token",
+        (),
+        tuple(
+            Case("steady", peer, COARSE)
+            for peer in (*OURS, "uvloop-reader", "aiohttp", "uvloop-waiting", "trio-waiting")
         ),
     ),
 )

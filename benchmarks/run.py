@@ -103,7 +103,8 @@ def run(
 
 
 def _group(case: Case) -> tuple[object, ...]:
-    return (case.pace.streams, case.pace.tls, case.pace.per_write, case.pace.in_step, case.kind)
+    pace = case.pace
+    return (pace.streams, pace.tls, pace.per_write, pace.in_step, pace.tick, case.kind)
 
 
 def measure(bench: Bench, case: Case, number: int, done: Rounds) -> Result:
