@@ -1,7 +1,8 @@
 """A Trio client for language-model gateways whose replies survive a key that dies in mid-reply."""
 
 from ._auth.authenticator import Authenticator, open_authenticator
-from ._auth.refreshers import CommandRefresh, GatewayRefresh
+from ._auth.command_refresh import CommandRefresh
+from ._auth.refreshers import GatewayRefresh, OAuthRefresh
 from ._auth.stores import FileKeyStore, KeyStore, MemoryKeyStore
 from ._chat.attempts import Attempt, Timing
 from ._chat.gateway import Gateway, open_gateway, open_session
@@ -77,6 +78,7 @@ __all__ = [
     "KeyStoreError",
     "MemoryKeyStore",
     "NotFoundError",
+    "OAuthRefresh",
     "Paused",
     "PaymentRequiredError",
     "PermissionDeniedError",

@@ -1,4 +1,4 @@
-"""Ready refresh callables: a program that prints the key, and the gateway's own sign-in.
+"""Ready refresh callables over HTTP: the gateway's own sign-in, and OAuth's refresh grant.
 
 They tell how a refresh failed by what they raise (`classify_refresh_failure`), and finish an
 exchange that was sent for 10 seconds after they were cancelled: a token may be good for one
@@ -7,273 +7,26 @@ exchange only, and what was paid for it is kept.
 
 from __future__ import annotations
 
-import math
-import re
-import shlex
-import signal
-import ssl
-import subprocess
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from datetime import datetime
-from functools import partial
-from typing import Annotated, Literal
+from base64 import b64encode
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Literal
+from urllib.parse import quote_plus, urlencode
 
 import httpx
 import msgspec
-import trio
 
-from .._protocol import lenient_json
-from .._protocol.errors import (
-    APIConnectionError,
-    AuthenticationError,
-    GatewayError,
-    PermissionDeniedError,
-    RateLimitError,
-    RefreshError,
-    error_from_response,
-)
+from .._protocol.errors import AuthenticationError, RefreshError
 from .._protocol.keys import Key
-from .._protocol.refresh import RefreshOutcomeUnknown
-from .shield import shielded_after_cancel
-
-FINISH_SECONDS = 10.0
-"""How long an exchange that was sent may go on after a cancellation."""
-
-# Programs
-
-
-class CommandRefresh:
-    """Refreshes by running a program that prints a key, as AWS's `credential_process` does.
-
-    On its standard output the program prints either the key alone on a line, or a JSON object:
-    the key as `api_key`, `key` or `access_token`; when it ends, if that is known, as `expires_at`
-    (seconds of Unix time, or RFC 3339) or `expires_in` (seconds from now); and `refresh_token`
-    where there is one. Its standard error goes to this process's own, for the user to see; its
-    standard input is empty. It is told nothing of the rejected key.
-
-    It runs in this process's group, so that it can ask for a password at the terminal and ends
-    with it on Ctrl-C. When it is cancelled it has 10 seconds to finish, then it is asked to end
-    (SIGTERM), after 5 more it is killed. Programs that it has started itself are not.
-
-    Args:
-        command: The program and its arguments, as a sequence or as one string, which is split as
-            a POSIX shell does (`shlex`). There is no shell: no variables, pipes or `~`.
-        now: Unix time in seconds, for `expires_in`.
-
-    Raises:
-        ValueError: `command` is empty, holds an unclosed quote, or begins with `NAME=value`.
-
-    >>> refresh = CommandRefresh("echo sk-new")
-    >>> refresh
-    <CommandRefresh 'echo'>
-    >>> trio.run(refresh, None).value
-    'sk-new'
-    """
-
-    def __init__(
-        self, command: str | Sequence[str], *, now: Callable[[], float] = time.time
-    ) -> None:
-        self._argv = _argv(command)
-        self._now = now
-
-    def __repr__(self) -> str:
-        # The arguments may hold secrets.
-        return f"<CommandRefresh {self._argv[0]!r}>"
-
-    async def __call__(self, rejected: Key | None) -> Key:  # noqa: ARG002 - no place for it
-        """Run the program once. A checkpoint.
-
-        Raises:
-            RefreshError: It could not be started, failed, or printed no key.
-        """
-        await trio.lowlevel.checkpoint_if_cancelled()
-        output = await shielded_after_cancel(FINISH_SECONDS, self._run)
-        return _printed_key(output, self._name, self._now())
-
-    @property
-    def _name(self) -> str:
-        return f"the refresh command {self._argv[0]!r}"
-
-    @trio.lowlevel.enable_ki_protection  # it would leave the program running
-    async def _run(self) -> bytes:
-        """What the program printed."""
-        try:
-            process = await trio.lowlevel.open_process(
-                self._argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-            )
-        except OSError as error:
-            raise RefreshError(
-                f"{self._name} could not be started ({error.strerror}): is it installed, "
-                "executable, and in the PATH?"
-            ) from error
-        try:
-            output = await _read_output(process)
-            if len(output) > _OUTPUT_LIMIT:
-                raise RefreshError(
-                    f"{self._name} printed more than {_OUTPUT_LIMIT >> 10} KiB, which is no key: "
-                    "only the key may go to its standard output"
-                )
-            status = await process.wait()
-        except BaseException:
-            with trio.move_on_after(2 * _TERMINATE_SECONDS, shield=True):
-                await _end(process)
-            raise
-        if status != 0:
-            how = f"exit status {status}" if status > 0 else f"signal {_signal_name(-status)}"
-            raise RefreshError(
-                f"{self._name} ended with {how}: run it by hand to see why; what it wrote to "
-                "standard error may say"
-            )
-        return output
-
-
-_OUTPUT_LIMIT = 64 << 10  # bytes
-_DRAIN_SECONDS = 1.0
-_TERMINATE_SECONDS = 5.0
-_ASSIGNMENT = re.compile(r"\w+=")
-
-
-def _argv(command: str | Sequence[str]) -> list[str]:
-    if isinstance(command, str):
-        argv = None
-        with suppress(ValueError):  # its own message is raised without it, as a clear one
-            argv = shlex.split(command)
-        if argv is None:
-            raise ValueError("the refresh command has a quote or a backslash that nothing closes")
-    else:
-        argv = list(command)
-    if not argv or not argv[0].strip():
-        raise ValueError("the refresh command is empty: give a program, and its arguments")
-    if _ASSIGNMENT.match(argv[0]):
-        # Would be named in messages as the program, with its value.
-        raise ValueError(
-            "the refresh command begins with NAME=value, which only a shell understands: write "
-            "env NAME=value PROGRAM"
-        )
-    if any("\0" in argument for argument in argv):
-        raise ValueError("the refresh command holds a NUL character, which no argument can")
-    return argv
-
-
-async def _read_output(process: trio.Process) -> bytes:
-    """All that the program prints, up to a little over the limit; its end of the pipe is closed."""
-    output = bytearray()
-    stdout = process.stdout
-    assert stdout is not None  # noqa: S101  it was asked for
-    async with stdout, trio.open_nursery() as nursery:
-
-        async def stop_at_exit() -> None:
-            # A child of the program's may hold the pipe open for as long as it lives. What the
-            # program itself has printed is in the pipe when it exits.
-            await process.wait()
-            await trio.sleep(_DRAIN_SECONDS)
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(stop_at_exit)
-        async for chunk in stdout:
-            output += chunk
-            if len(output) > _OUTPUT_LIMIT:
-                break
-        nursery.cancel_scope.cancel()
-    return bytes(output)
-
-
-async def _end(process: trio.Process) -> None:
-    """Leaves no process and no zombie."""
-    for end in (process.terminate, process.kill):
-        # A program that has taken another user's rights cannot be signalled.
-        with suppress(PermissionError):
-            end()
-        with trio.move_on_after(_TERMINATE_SECONDS):
-            await process.wait()
-            return
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return str(number)
-
-
-class _Printed(msgspec.Struct, frozen=True):
-    api_key: str | None = None
-    key: str | None = None
-    access_token: str | None = None
-    expires_at: float | Annotated[datetime, msgspec.Meta(tz=True)] | None = None
-    expires_in: float | None = None
-    refresh_token: str | None = None
-
-
-def _printed_key(output: bytes, name: str, now: float) -> Key:
-    """The key that the program `name` printed; its output is never quoted, by a cause neither."""
-    key: Key | None = None
-    problem = (
-        "printed something that is no key: it must print the key alone, or a JSON object with "
-        "api_key, key or access_token (and expires_at, in seconds or as RFC 3339 says)"
-    )
-    with suppress(*lenient_json.MSGSPEC_ERRORS, ValueError):
-        text = output.decode().strip()
-        if not text:
-            problem = "printed nothing: it must print the key to its standard output"
-        elif text.startswith("{"):
-            key = _key_of_object(text, now)
-        elif len(text.splitlines()) > 1:
-            problem = (
-                "printed several lines: only the key may go to its standard output, messages "
-                "go to standard error"
-            )
-        elif text[0] not in "\"'[":  # as `jq` prints a string; no key begins so
-            key = Key(text)
-    if key is None:
-        raise RefreshError(f"{name} {problem}")
-    return key
-
-
-def _key_of_object(text: str, now: float) -> Key:
-    """Raises `ValueError`, or what msgspec raises, where there is none."""
-    printed = msgspec.json.decode(text, type=_Printed)
-    expires_at = printed.expires_at
-    if isinstance(expires_at, datetime):
-        expires_at = expires_at.timestamp()
-    elif expires_at is None and printed.expires_in is not None:
-        expires_at = now + printed.expires_in
-    if expires_at is not None and not math.isfinite(expires_at):
-        raise ValueError("no time")
-    return Key(
-        printed.api_key or printed.key or printed.access_token or "",
-        expires_at=expires_at,
-        refresh_token=printed.refresh_token or None,
-    )
-
-
-# HTTP
-
-_CONNECT_SECONDS = 10.0
-# For callers that set no limit of their own: longer than an authenticator's 30 s and the 10 s
-# in which an exchange may finish after them.
-_ANSWER_SECONDS = 60.0
-_ANSWER_LIMIT = 1 << 20  # bytes
-
-# RFC 6749 section 5.2, but `invalid_request`: that is a mistake of ours, not a refusal.
-_REFUSALS = frozenset(
-    {
-        "invalid_grant",
-        "invalid_client",
-        "unauthorized_client",
-        "invalid_scope",
-        "unsupported_grant_type",
-    }
-)
-# Before anything of the request was sent. By name: httpx2 has classes of its own, so called.
-_NOT_SENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"})
-_CANNOT_BE_SENT = frozenset({"LocalProtocolError", "UnsupportedProtocol"})
+from .exchange import TokenExchange, http_url
 
 
 class GatewayRefresh:
     """Refreshes by the gateway's sign-in, `POST /auth`, which gives an API key for a token.
+
+    When the key ends, if that is known: what the answer says as `expires_at` or `expires_in`, else
+    what the key itself says, if it is a JWT.
 
     Args:
         base_url: The gateway's base URL; a trailing `/v1` is left out, `/auth` added.
@@ -286,7 +39,7 @@ class GatewayRefresh:
         auto_create_api_key: Have the gateway make a key for a user who has none.
         http_client: The `httpx.AsyncClient` (or httpx2's) to send it with; not closed. By default
             a connection of its own for each exchange. Redirects are never followed.
-        now: Unix time in seconds, for a `Retry-After` that is a date.
+        now: Unix time in seconds, for `expires_in`, and for a `Retry-After` that is a date.
 
     Raises:
         ValueError: `base_url` is no http or https URL, `token` is blank.
@@ -314,11 +67,15 @@ class GatewayRefresh:
         http_client: httpx.AsyncClient | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        url = _auth_url(base_url)
-        self._url = str(url)
-        self._origin = str(url.copy_with(raw_path=b"/")).rstrip("/")
+        url = http_url(base_url, "base URL")
+        if url.query:
+            raise ValueError("the base URL must not hold a query")
+        url = url.copy_with(path=url.path.rstrip("/").removesuffix("/v1").rstrip("/") + "/auth")
         if isinstance(token, str) and not token.strip():
             raise ValueError("the identity token is empty: give the one that the sign-in issued")
+        self._exchange = TokenExchange(
+            url, "api_key", server="gateway", address="base URL", http_client=http_client
+        )
         self._token = token
         self._fields = {
             "user": msgspec.Raw(msgspec.json.encode(dict(user or {}))),
@@ -327,13 +84,10 @@ class GatewayRefresh:
             "environment_tag": environment_tag,
             "auto_create_api_key": auto_create_api_key,
         }
-        self._http_client = http_client
-        # Made here: it takes tens of milliseconds, in which no stream would move.
-        self._ssl_context = httpx.create_ssl_context() if http_client is None else None
         self._now = now
 
     def __repr__(self) -> str:
-        return f"<GatewayRefresh {self._origin}>"
+        return f"<GatewayRefresh {self._exchange.origin}>"
 
     async def __call__(self, rejected: Key | None) -> Key:  # noqa: ARG002 - the token is sent
         """Exchange the token for a key, once. A checkpoint.
@@ -352,32 +106,8 @@ class GatewayRefresh:
         content = _encoded(self._fields | {"token": token}) if token.strip() else None
         if content is None:
             raise RefreshError("the identity token is empty or no text: sign in again")
-        status, headers, body = await _exchange(
-            partial(_client, self._http_client, self._ssl_context),
-            self._url,
-            {"content-type": "application/json"},
-            content,
-            self._origin,
-        )
-        if not 200 <= status < 300:
-            raise _error_of_answer(status, headers, body, self._origin, self._now())
-        return _key_of_answer(status, body, self._origin)
-
-
-def _auth_url(base_url: str) -> httpx.URL:
-    url = None
-    with suppress(httpx.InvalidURL):
-        url = httpx.URL(base_url)
-    if url is None or url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(
-            "the base URL must begin with https:// or http:// and name a host, like "
-            "https://api.gatewayz.ai/v1"
-        )
-    if url.userinfo or url.query or url.fragment:
-        raise ValueError(
-            "the base URL must not hold a user name, a password, a query or a fragment"
-        )
-    return url.copy_with(path=url.path.rstrip("/").removesuffix("/v1").rstrip("/") + "/auth")
+        headers = {"content-type": "application/json"}
+        return await self._exchange(headers, content, now=self._now())
 
 
 def _encoded(fields: Mapping[str, object]) -> bytes | None:
@@ -387,156 +117,99 @@ def _encoded(fields: Mapping[str, object]) -> bytes | None:
     return None
 
 
-@asynccontextmanager
-async def _client(
-    given: httpx.AsyncClient | None, ssl_context: ssl.SSLContext | None
-) -> AsyncGenerator[httpx.AsyncClient]:
-    if given is not None:
-        yield given
-        return
-    async with httpx.AsyncClient(verify=ssl_context or True) as client:
-        yield client
+class OAuthRefresh:
+    """Refreshes by OAuth's refresh token grant (RFC 6749 section 6).
 
+    It spends the refresh token that the store holds with the key. Where the server issues another
+    one with the new key (rotation), that one is stored with it, in one write, before anybody is
+    told; where it issues none, the old one is kept. A refusal (`invalid_grant`) is final: later
+    rejections of the key fail at once, in every process, until somebody signs in.
 
-async def _exchange(
-    open_client: Callable[[], AbstractAsyncContextManager[httpx.AsyncClient]],
-    url: str,
-    headers: Mapping[str, str],
-    content: bytes,
-    origin: str,
-) -> tuple[int, Mapping[str, str], bytes]:
-    """Send a token once, and give the whole answer: its status, headers and body.
+    When the key ends, if that is known: what the answer says as `expires_in`, counted from when the
+    request was sent, else what the key itself says, if it is a JWT.
 
-    A cancellation ends it at once for as long as nothing was sent; after that the answer has
-    `FINISH_SECONDS` to come.
+    Args:
+        token_url: The server's token endpoint.
+        client_id: This program's name there.
+        client_secret: Its password; `None` for a public client, which has none.
+        client_auth: How the two are sent, by their names in RFC 7591: `"client_secret_basic"`, in
+            the header `Authorization`, or `"client_secret_post"`, in the body. A public client's
+            `client_id` is in the body always.
+        scope: What is asked for; at most what was granted. `None`: the same as before.
+        extra: More parameters: `{"resource": "https://api.example.org"}` (RFC 8707), `audience`.
+            A sequence is sent as a parameter for each of its strings.
+        http_client: The `httpx.AsyncClient` (or httpx2's) to send it with; not closed. By default
+            a connection of its own for each exchange. Redirects are never followed.
+        now: Unix time in seconds, for `expires_in`, and for a `Retry-After` that is a date.
 
     Raises:
-        APIConnectionError: Nothing was sent.
-        RefreshOutcomeUnknown: Anything that went wrong later.
-        RefreshError: The request cannot be sent.
+        ValueError: `token_url` is no http or https URL, `client_id` is blank, or `extra` names a
+            parameter that is sent anyway.
+
+    >>> refresh = OAuthRefresh("https://id.example.org/token", client_id="my-program")
+    >>> refresh
+    <OAuthRefresh https://id.example.org>
     """
-    sent = False
 
-    async def trace(event: str, _info: object) -> None:
-        nonlocal sent
-        await trio.lowlevel.checkpoint()
-        if event.endswith(".send_request_headers.started"):
-            sent = True
-
-    async def post() -> tuple[int, Mapping[str, str], bytes]:
-        # The client is opened and closed in here: to close it is a checkpoint, where a
-        # cancellation would cost the answer.
-        async with open_client() as client:
-            request = client.build_request(
-                "POST",
-                url,
-                content=content,
-                headers={"accept": "application/json", "accept-encoding": "identity", **headers},
-                timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS, _ANSWER_SECONDS, _CONNECT_SECONDS),
-                extensions={"trace": trace},
-            )
-            response = await client.send(request, stream=True, follow_redirects=False, auth=None)
-            body = bytearray()
-            try:
-                with trio.CancelScope() as too_long:
-                    async for chunk in response.aiter_bytes():
-                        body += chunk
-                        if len(body) > _ANSWER_LIMIT:
-                            too_long.cancel()
-            finally:
-                await response.aclose()
-        if too_long.cancel_called:
-            raise RefreshOutcomeUnknown(
-                f"the answer of {origin} is longer than any sign-in's: is the base URL right?"
-            )
-        return response.status_code, response.headers, bytes(body)
-
-    try:
-        return await shielded_after_cancel(lambda: FINISH_SECONDS if sent else 0.0, post)
-    except Exception as error:
-        names = {base.__name__ for base in type(error).__mro__}
-        if "RequestError" not in names:
-            raise
-        failure = _error_of_transport(names, origin)
-    # Without its cause: httpx's errors carry the request, and with it the token.
-    raise failure
-
-
-def _error_of_transport(names: set[str], origin: str) -> GatewayError:
-    if names & _NOT_SENT:
-        return APIConnectionError(
-            f"no connection to {origin}: is the gateway up, and the base URL right?"
+    def __init__(
+        self,
+        token_url: str,
+        *,
+        client_id: str,
+        client_secret: str | None = None,
+        client_auth: Literal["client_secret_basic", "client_secret_post"] = "client_secret_basic",
+        scope: str | None = None,
+        extra: Mapping[str, str | Sequence[str]] | None = None,
+        http_client: httpx.AsyncClient | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        url = http_url(token_url, "token URL")
+        if not client_id.strip():
+            raise ValueError("the client id is empty: give the one that the server knows")
+        self._headers = {"content-type": "application/x-www-form-urlencoded"}
+        fields: dict[str, str | Sequence[str]] = {}
+        if client_secret is not None and client_auth == "client_secret_basic":
+            # RFC 6749 section 2.3.1: each is form-encoded before the two are joined.
+            pair = f"{quote_plus(client_id)}:{quote_plus(client_secret)}"
+            self._headers["authorization"] = f"Basic {b64encode(pair.encode()).decode()}"
+        else:
+            fields["client_id"] = client_id
+            if client_secret is not None:
+                fields["client_secret"] = client_secret
+        if scope is not None:
+            fields["scope"] = scope
+        taken = {"grant_type", "refresh_token", "client_id", "client_secret", "scope"}
+        if both := sorted(taken.intersection(extra or ())):
+            raise ValueError(f"extra must not hold {both[0]}, which has a place of its own")
+        self._fields = {**fields, **(extra or {})}
+        self._exchange = TokenExchange(
+            url,
+            "access_token",
+            server="authorization server",
+            address="token URL",
+            http_client=http_client,
         )
-    if names & _CANNOT_BE_SENT:
-        return RefreshError(
-            f"the request to {origin} cannot be sent by HTTP: check the client's headers"
-        )
-    what = "took too long" if "TimeoutException" in names else "broke"
-    return RefreshOutcomeUnknown(
-        f"the exchange with {origin} {what} after the token was sent, which may be spent: try "
-        "again, and sign in again if that is refused"
-    )
+        self._now = now
 
+    def __repr__(self) -> str:
+        return f"<OAuthRefresh {self._exchange.origin}>"
 
-def _error_of_answer(
-    status: int, headers: Mapping[str, str], body: bytes, origin: str, now: float
-) -> GatewayError:
-    """What an answer without a key means: refused, unreachable, unknown, or none of them."""
-    sent = error_from_response(status, headers, body, now=now)
-    kind: type[GatewayError]
-    if (sent.code or "").lower() in _REFUSALS or status == 401:
-        kind, what = AuthenticationError, "refuses the sign-in: sign in again"
-    elif status == 403 and _json_object(body) is not None:
-        kind, what = PermissionDeniedError, "does not let this user in: sign in as another"
-    elif status == 403:
-        kind, what = APIConnectionError, "is behind a proxy that does not let this through"
-    elif status == 429:
-        kind, what = RateLimitError, "has had too many sign-ins: wait"
-    elif status == 503:
-        kind, what = APIConnectionError, "is not available: try again later"
-    elif status >= 500 or status == 408:
-        kind, what = RefreshOutcomeUnknown, "failed while it signed in: try again later"
-    elif 300 <= status < 400:
-        kind = RefreshError
-        what = "redirects, which is not followed with a token: give the new address as base URL"
-    else:
-        kind = RefreshError
-        what = "does not accept the sign-in: check the base URL; its words are in `body`"
-    return kind(
-        f"the gateway {origin} {what} ({status})",
-        status=status,
-        code=sent.code,
-        type=sent.type,
-        request_id=sent.request_id,
-        body=body,
-        hints=sent.hints,
-    )
+    async def __call__(self, rejected: Key | None) -> Key:
+        """Exchange the refresh token of `rejected` for a key, once. A checkpoint.
 
-
-def _key_of_answer(status: int, body: bytes, origin: str) -> Key:
-    """The key in a gateway's answer; never quoted, and no cause that holds it."""
-    answer = _json_object(body)
-    if answer is None:
-        raise RefreshOutcomeUnknown(
-            f"the answer of {origin} to the sign-in is not JSON: is the base URL right?",
-            status=status,
-        )
-    value = answer.get("api_key")
-    if not isinstance(value, str) or not value.strip():
-        refusal = _error_of_answer(status, {}, body, origin, 0.0)
-        if type(refusal) is AuthenticationError:
-            raise refusal
-        raise RefreshError(
-            f"the gateway {origin} signed in but gave no API key: does the user have one?",
-            status=status,
-            body=body,
-        )
-    with suppress(ValueError):
-        return Key(value)
-    raise RefreshError(f"the gateway {origin} gave an API key that cannot be sent in a header")
-
-
-def _json_object(body: bytes) -> dict[str, object] | None:
-    with suppress(ValueError):
-        return lenient_json.as_object(lenient_json.decode(body))
-    return None
+        Raises:
+            AuthenticationError: There is no refresh token, or the server refuses it, or
+            PermissionDeniedError: the user: sign in again.
+            APIConnectionError: Nothing was exchanged: no connection, or the service is not
+                available (503, a proxy's 403).
+            RateLimitError: Nothing was exchanged: too many requests (429).
+            RefreshError: There is no key in the answer, or the server does not accept the
+                request. After a timeout, a broken connection or a failure of the server it is not
+                known what became of the token.
+        """
+        token = None if rejected is None else rejected.refresh_token
+        if token is None:
+            raise AuthenticationError("there is no refresh token to get a new key by: sign in")
+        fields = {"grant_type": "refresh_token", "refresh_token": token, **self._fields}
+        content = urlencode(fields, doseq=True).encode()
+        return await self._exchange(self._headers, content, now=self._now())

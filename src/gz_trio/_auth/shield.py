@@ -9,6 +9,10 @@ import outcome
 import trio
 from trio.lowlevel import Abort, RaiseCancelT, enable_ki_protection, wait_task_rescheduled
 
+FINISH_SECONDS = 10.0
+"""How long an exchange that was sent may go on after a cancellation: a token may be good for one
+exchange only, and what was paid for it is kept."""
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 

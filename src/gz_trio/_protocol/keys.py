@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
+from base64 import urlsafe_b64decode
+from contextlib import suppress
 from dataclasses import dataclass
+
+from . import lenient_json
 
 # RFC 9110 section 5.5: a field value is visible ASCII. A space would end the credential in
 # `Authorization: Bearer`, a newline would start a header of its own.
@@ -66,3 +71,28 @@ class Record:
     epoch: int = 0
     key: Key | None = None
     refused: bool = False
+
+
+def jwt_expiry(value: str) -> float | None:
+    """When a key that is a JSON Web Token ends: its `exp`, in seconds of Unix time.
+
+    Read, not verified: that is for the gateway (RFC 7519 section 4.1.4). `None` where the key is
+    no such token, or does not say.
+
+    >>> jwt_expiry("eyJhbGciOiJub25lIn0.eyJleHAiOjE4MDAwMDAwMDB9.")
+    1800000000.0
+    """
+    parts = value.split(".")
+    if len(parts) != 3:
+        return None
+    with suppress(ValueError, OverflowError):  # neither Base64, nor JSON, nor a time
+        payload = urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
+        claims = lenient_json.as_object(lenient_json.decode(payload)) or {}
+        match claims.get("exp"):
+            case bool():
+                pass
+            case int() | float() as end if math.isfinite(end):
+                return float(end)
+            case _:
+                pass
+    return None
