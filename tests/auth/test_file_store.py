@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from gz_trio._auth.stores import FileKeyStore
 from gz_trio._auth.stores._key_file import Content, parse, serialize
+from gz_trio._auth.stores._network import kind_in
 from gz_trio._protocol.errors import GatewayError, KeyStoreError
 from gz_trio._protocol.keys import Key, Record
 
@@ -183,12 +184,21 @@ async def test_a_link_stays_a_link_and_what_it_points_to_is_written(tmp_path: Pa
     assert stored_in(target) == profile(2, "sk-2")
 
 
-async def test_nothing_is_left_beside_the_file(path: Path) -> None:
+async def test_nothing_but_locks_is_left_beside_the_file(path: Path) -> None:
     store = FileKeyStore(path)
     for version in range(3):
         assert await store.replace(version, new(f"sk-{version}"))
     assert not await store.replace(0, new("sk-late"))
-    assert os.listdir(path.parent) == ["keys.json"]
+    async with store.lease():
+        pass
+    assert sorted(os.listdir(path.parent)) == [
+        ".keys.json.default.lease",
+        ".keys.json.lock",
+        "keys.json",
+    ]
+    for lock in path.parent.glob(".*"):
+        assert mode_of(lock) == 0o600
+        assert b"sk-" not in lock.read_bytes()
 
 
 # Several stores, one file
@@ -610,7 +620,7 @@ def test_a_full_disk_leaves_the_old_file_whole_and_nothing_beside_it(public_fold
     assert f"OSError: the key file {path} could not be written (File too large)" in answer
     assert "secret" not in answer
     assert path.read_text() == document(1, "sk-old")
-    assert os.listdir(public_folder) == ["keys.json"]
+    assert sorted(os.listdir(public_folder)) == [".keys.json.lock", "keys.json"]
 
 
 async def test_after_a_failed_write_the_store_holds_what_it_held(
@@ -626,7 +636,7 @@ async def test_after_a_failed_write_the_store_holds_what_it_held(
         patch.setattr("os.replace", fail)
         with pytest.raises(KeyStoreError, match="No space left on device"):
             await store.replace(1, new("sk-2"))
-    assert os.listdir(path.parent) == ["keys.json"]
+    assert sorted(os.listdir(path.parent)) == [".keys.json.lock", "keys.json"]
     assert await store.load() == held(1, "sk-1")
     assert await store.replace(1, new("sk-2"))
 
@@ -773,7 +783,7 @@ def move_a_link(path: Path, content: str) -> None:
     os.replace(link, path)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+@pytest.mark.usefixtures("source")
 @pytest.mark.parametrize("change", [Path.write_text, replace_by_rename, move_a_link])
 async def test_a_change_by_somebody_else_is_told_when_it_is_made(
     tmp_path: Path, change: Callable[[Path, str], object]
@@ -796,7 +806,47 @@ async def test_a_change_by_somebody_else_is_told_when_it_is_made(
     assert key.value == "sk-2"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+@pytest.mark.usefixtures("source")
+@pytest.mark.parametrize("parts", [["folder"], ["not", "yet", "there"]])
+async def test_a_folder_that_is_made_or_made_anew_is_watched(
+    tmp_path: Path, parts: list[str]
+) -> None:
+    folder = tmp_path.joinpath(*parts)
+    store = FileKeyStore(folder / "key")
+    async with store.changes() as changes:
+        for value in ("sk-1", "sk-2"):
+            folder.mkdir(parents=True)
+            put_file(folder / "key", value)
+            with trio.fail_after(10):
+                while (key := (await store.load()).key) is None or key.value != value:
+                    await changes.receive()
+            shutil.rmtree(tmp_path / parts[0])
+            with trio.fail_after(10):
+                while (await store.load()).key is not None:
+                    await changes.receive()
+
+
+@pytest.mark.usefixtures("source")
+async def test_a_folder_that_is_a_link_and_changes_is_followed(tmp_path: Path) -> None:
+    """So Kubernetes rotates a secret: `key` is `..data/key`, and `..data` is moved."""
+    for version in ("1", "2"):
+        (tmp_path / version).mkdir()
+        put_file(tmp_path / version / "key", f"sk-{version}")
+    (tmp_path / "..data").symlink_to("1")
+    (tmp_path / "key").symlink_to("..data/key")
+    store = FileKeyStore(tmp_path / "key")
+    await store.load()
+    async with store.changes() as changes:
+        (tmp_path / "..data_tmp").symlink_to("2")
+        os.replace(tmp_path / "..data_tmp", tmp_path / "..data")
+        with trio.fail_after(10):
+            await changes.receive()
+    key = (await store.load()).key
+    assert key is not None
+    assert key.value == "sk-2"
+
+
+@pytest.mark.usefixtures("source")
 async def test_a_file_that_is_damaged_meanwhile_stops_nothing_and_is_told_once_it_is_whole(
     tmp_path: Path,
 ) -> None:
@@ -814,28 +864,104 @@ async def test_a_file_that_is_damaged_meanwhile_stops_nothing_and_is_told_once_i
             await changes.receive()
 
 
-def inotify_limit() -> int:
-    return int(Path("/proc/sys/fs/inotify/max_user_instances").read_text())
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
-async def test_more_stores_than_the_system_has_watches_all_see_what_one_sees(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    limit = inotify_limit()
-    if limit > 1000:
-        pytest.skip(f"this system gives {limit} inotify instances: too many to use up")
+async def test_stores_of_one_run_share_a_watch_of_their_file(tmp_path: Path) -> None:
+    """The system counts instances by user, and has few."""
     path = tmp_path / "key"
     path.touch(0o600)
     path.write_text("sk-1\n")
-    async with AsyncExitStack() as stack:
-        channels: list[trio.abc.ReceiveChannel[None]] = []
-        for _ in range(limit + 1):
-            store = FileKeyStore(path)
-            await store.load()
-            channels.append(await stack.enter_async_context(store.changes()))
+
+    def instances() -> int:
+        return sum(
+            os.readlink(f"/proc/self/fd/{descriptor}") == "anon_inode:inotify"
+            for descriptor in os.listdir("/proc/self/fd")
+            if os.path.lexists(f"/proc/self/fd/{descriptor}")
+        )
+
+    async def listen(*, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+        with trio.CancelScope() as scope:
+            async with FileKeyStore(path).changes():
+                task_status.started(scope)
+                await trio.sleep_forever()
+
+    before = instances()
+    async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+        first = await nursery.start(listen)
+        await trio.testing.wait_all_tasks_blocked()
+        channels = [
+            await stack.enter_async_context(FileKeyStore(path).changes()) for _ in range(200)
+        ]
+        assert instances() == before + 1
+        first.cancel()  # Who has listened for all leaves; another one goes on.
         path.write_text("sk-2\n")
         with trio.fail_after(20):
             for channel in channels:
                 await channel.receive()
-    assert "are not noticed" in caplog.text
+    assert instances() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="inotify is Linux's")
+async def test_where_the_system_has_no_watch_left_the_file_is_looked_at(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def none_left(**_: object) -> object:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("inotify_simple.INotify", none_left)
+    monkeypatch.setattr("gz_trio._auth.stores._watch.LOOK_SECONDS", 0.01)
+    path = tmp_path / "key"
+    path.touch(0o600)
+    path.write_text("sk-1\n")
+    async with FileKeyStore(path).changes() as changes:
+        path.write_text("sk-2\n")
+        with trio.fail_after(20):
+            await changes.receive()
+    assert "Too many open files" in caplog.text
+    assert "looked at each second" in caplog.text
+
+
+async def test_a_file_on_a_network_is_looked_at_and_the_log_says_so(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    watch = "gz_trio._auth.stores._watch"
+    monkeypatch.setattr(f"{watch}.network_file_system", lambda path: "nfs4")
+    monkeypatch.setattr(f"{watch}.LOOK_SECONDS", 0.01)
+    path = tmp_path / "key"
+    put_file(path, "sk-1")
+    async with FileKeyStore(path).changes() as changes:
+        put_file(path, "sk-2")
+        with trio.fail_after(20):
+            await changes.receive()
+    assert f"{path} is on a network (nfs4)" in caplog.text
+
+
+MOUNTS = """\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+36 22 0:31 / /home rw,relatime shared:2 - nfs4 server:/home rw,vers=4.2
+37 36 0:32 / /home/me/local rw,relatime shared:3 - xfs /dev/sdb1 rw
+38 22 0:33 / /with\\040space rw,relatime - cifs //server/share rw
+39 22 0:34 / /twice rw,relatime - ext4 /dev/sdc1 rw
+40 39 0:35 / /twice rw,relatime - fuse.sshfs me@host: rw
+not a line of it
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/", None),
+        ("/tmp/key", None),
+        ("/home/me/key", "nfs4"),
+        ("/home", "nfs4"),
+        ("/homes/key", None),
+        ("/home/me/local/key", None),
+        ("/with space/key", "cifs"),
+        ("/twice/key", "fuse.sshfs"),
+    ],
+)
+def test_what_is_on_a_network_is_what_the_nearest_mount_is(path: str, kind: str | None) -> None:
+    assert kind_in(MOUNTS, Path(path)) == kind
