@@ -4,18 +4,24 @@ python -m tests.auth.child hold FILE            has the lease until a line comes
 python -m tests.auth.child follow FILE          prints the key at first, and with each change
 python -m tests.auth.child count FILE TIMES     raises the number that is the key, so many times
 python -m tests.auth.child lock FILE            has the lock for a write until a line comes
+python -m tests.auth.child refresh FILE WHEN    refreshes; its new key comes after so many seconds,
+                                                or with `later` when a line does
+python -m tests.auth.child spend FILE           refreshes by a token that can be spent once, the
+                                                file TOKEN beside FILE, and never gets a key
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import filelock
 import trio
 
-from gz_trio import FileKeyStore, Key, Record
+from gz_trio import AuthenticationError, FileKeyStore, Key, Record, open_authenticator
 
 
 def say(line: str) -> None:
@@ -47,6 +53,32 @@ async def count(store: FileKeyStore, times: int) -> None:
         times -= await store.replace(record.version, replace(new, version=record.version))
 
 
+async def refresh(store: FileKeyStore, answer: Callable[[Key | None], Awaitable[str]]) -> None:
+    async with open_authenticator(store, answer) as authenticator:
+        try:
+            say((await authenticator.refresh()).value)
+        except AuthenticationError as error:
+            say(f"{type(error).__name__}: {error}")
+
+
+async def answer_in_time(seconds: str, rejected: Key | None) -> str:
+    say("refreshing")
+    if seconds == "later":
+        await trio.to_thread.run_sync(sys.stdin.readline)
+    else:
+        await trio.sleep(float(seconds))
+    return "sk-0" if rejected is None else f"sk-{int(rejected.value[3:]) + 1}"
+
+
+async def spend(token: trio.Path, rejected: Key | None) -> str:
+    try:
+        await token.unlink()
+    except FileNotFoundError:
+        raise AuthenticationError("it is spent") from None
+    say("spent")
+    await trio.sleep_forever()
+
+
 def main() -> None:
     command, path, *rest = sys.argv[1:]
     store = FileKeyStore(path)
@@ -57,6 +89,10 @@ def main() -> None:
             trio.run(follow, store)
         case "count":
             trio.run(count, store, int(rest[0]))
+        case "refresh":
+            trio.run(refresh, store, partial(answer_in_time, rest[0]))
+        case "spend":
+            trio.run(refresh, store, partial(spend, trio.Path(path).with_name("TOKEN")))
         case "lock":
             with filelock.FileLock(Path(path).with_name(f".{Path(path).name}.lock")):
                 say("held")

@@ -5,20 +5,28 @@ from __future__ import annotations
 import errno
 import math
 import os
+import random
 import signal
-import subprocess
-import sys
 import time
 import warnings
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from gz_trio import FileKeyStore, Key, KeyStoreError, Record
+from gz_trio import (
+    AuthenticationError,
+    Authenticator,
+    FileKeyStore,
+    Key,
+    KeyStoreError,
+    Record,
+    RefreshError,
+    open_authenticator,
+)
+from tests.children import Child, open_child
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 
@@ -28,47 +36,9 @@ WATCHED_RETRY = "gz_trio._auth.stores._lease.WATCHED_RETRY_SECONDS"
 pidfd = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="process descriptors are Linux's")
 
 
-class Child:
+def child(*arguments: object) -> AbstractAsyncContextManager[Child]:
     """A process of `tests.auth.child`."""
-
-    def __init__(self, process: trio.Process) -> None:
-        self.process = process
-        self._output = b""
-
-    async def line(self) -> str:
-        """The next line that it prints."""
-        assert self.process.stdout is not None
-        while b"\n" not in self._output:
-            more = await self.process.stdout.receive_some()
-            assert more, "the child has ended"
-            self._output += more
-        line, _, self._output = self._output.partition(b"\n")
-        return line.decode()
-
-    async def go_on(self) -> None:
-        """Let it do what comes next."""
-        assert self.process.stdin is not None
-        await self.process.stdin.send_all(b"\n")
-
-
-@asynccontextmanager
-async def child(*arguments: object) -> AsyncGenerator[Child]:
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "tests.auth.child", *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-    )
-    try:
-        with trio.fail_after(60):
-            yield Child(process)
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            await trio.aclose_forcefully(pipe)
+    return open_child("tests.auth.child", *arguments)
 
 
 @pytest.fixture
@@ -252,3 +222,125 @@ async def test_a_change_is_seen_in_a_folder_that_did_not_exist(tmp_path: Path) -
         assert await follower.line() == "sk-1"
         assert await FileKeyStore(path).replace(1, Record(key=Key("sk-2")))
         assert await follower.line() == "sk-2"
+
+
+# Refreshes
+
+
+async def test_one_process_refreshes_and_the_others_take_its_key(path: Path) -> None:
+    await FileKeyStore(path).replace(0, Record(epoch=1, key=Key("sk-1")))
+    keys: list[str] = []
+
+    async def wait() -> None:
+        keys.append((await authenticator.refresh("sk-1")).value)
+
+    async with (
+        child("refresh", path, "later") as refreshing,
+        open_authenticator(FileKeyStore(path), never) as authenticator,
+        trio.open_nursery() as nursery,
+    ):
+        assert await refreshing.line() == "refreshing"
+        for _ in range(10):
+            nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        await refreshing.go_on()
+    assert keys == ["sk-2"] * 10
+
+
+async def never(_: Key | None) -> str:
+    raise AssertionError("nobody else refreshes")
+
+
+async def test_a_sign_out_during_the_refresh_of_another_process_wins(path: Path) -> None:
+    store = FileKeyStore(path)
+    await store.replace(0, Record(epoch=1, key=Key("sk-1")))
+    async with child("refresh", path, "later") as refreshing:
+        assert await refreshing.line() == "refreshing"
+        async with open_authenticator(store) as authenticator:
+            await authenticator.sign_out()
+            assert await refreshing.line() == "AuthenticationError: signed out: sign in first"
+            await refreshing.go_on()
+            assert await refreshing.process.wait() == 0
+            assert await store.load() == Record(2, 2)
+            assert authenticator.state.key is None
+
+
+async def test_a_token_that_was_spent_by_a_process_that_died_ends_in_one_refusal_for_all(
+    path: Path,
+) -> None:
+    path.with_name("TOKEN").touch()
+    store = FileKeyStore(path)
+    await store.replace(0, Record(epoch=1, key=Key("sk-1")))
+    calls = 0
+    told: list[str] = []
+
+    async def spend(_: Key | None) -> str:
+        nonlocal calls
+        calls += 1
+        raise AuthenticationError("it is spent")
+
+    async def refresh(authenticator: Authenticator) -> None:
+        with pytest.raises(RefreshError) as caught:
+            await authenticator.refresh("sk-1")
+        told.append(str(caught.value))
+
+    async with (
+        child("spend", path) as spender,
+        open_authenticator(store, spend) as one,
+        open_authenticator(FileKeyStore(path), spend) as two,
+    ):
+        assert await spender.line() == "spent"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refresh, one)
+            nursery.start_soon(refresh, two)
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            spender.process.send_signal(signal.SIGKILL)
+    assert calls == 1
+    assert len(told) == 2
+    assert all("sign in again" in one for one in told)
+    assert (await store.load()).refused
+
+
+async def kill_a_refresh(path: Path, moments: random.Random) -> None:
+    """Another process refreshes, and is killed; this one, which waits for it, goes on."""
+    store = FileKeyStore(path)
+    before = (await store.load()).key
+    assert before is not None
+    number = int(before.value[3:])
+    reading = True
+
+    async def read() -> None:
+        while reading:
+            key = (await store.load()).key  # Raises where it is not readable.
+            assert key is not None
+            assert number <= int(key.value[3:]) <= number + 1
+
+    async def repeat(rejected: Key | None) -> str:
+        assert rejected == before
+        return f"sk-{number + 1}"
+
+    async with (
+        child("refresh", path, 0.005) as victim,
+        open_authenticator(FileKeyStore(path), repeat) as authenticator,
+        trio.open_nursery() as nursery,
+    ):
+        assert await victim.line() == "refreshing"
+        nursery.start_soon(read)
+        with trio.move_on_after(moments.uniform(0, 0.03)):
+            await authenticator.refresh(before)
+        victim.process.send_signal(signal.SIGKILL)
+        assert (await authenticator.refresh(before)).value == f"sk-{number + 1}"
+        reading = False
+
+
+@pytest.mark.parametrize("times", [5, pytest.param(200, marks=pytest.mark.slow)])
+async def test_a_process_that_is_killed_while_it_refreshes_costs_no_key(
+    path: Path, times: int
+) -> None:
+    await FileKeyStore(path).replace(0, Record(epoch=1, key=Key("sk-0")))
+    moments = random.Random(times)
+    for _ in range(times):
+        await kill_a_refresh(path, moments)
+    record = await FileKeyStore(path).load()
+    assert record.key is not None
+    assert record.key.value == f"sk-{times}"
