@@ -520,6 +520,33 @@ async def test_rule_12_streams_go_on_with_the_old_key_meanwhile_and_if_it_fails(
         assert authenticator.state.status is AuthStatus.AUTHENTICATED
 
 
+@pytest.mark.parametrize("ahead", [3600, -3600])
+async def test_rule_12_a_clock_that_is_an_hour_wrong_leads_to_no_refreshes_without_end(
+    ahead: int, autojump_clock: MockClock
+) -> None:
+    """Keys live for half an hour; the server that says when they end has the right time."""
+    calls = 0
+
+    async def refresh(_: Key | None) -> Key:
+        nonlocal calls
+        calls += 1
+        await trio.sleep(0.1)
+        return Key(f"sk-{calls}", expires_at=100_000 + trio.current_time() + 1800)
+
+    async with open_authenticator(
+        MemoryKeyStore("sk-0"), refresh, now=lambda: 100_000 + ahead + trio.current_time()
+    ) as authenticator:
+        for hour in range(1, 10):
+            with trio.move_on_at(hour * 3600):
+                async with authenticator.subscribe() as states:
+                    async for state in states:
+                        if state.key is not None:
+                            authenticator.accepted(state.key)
+            assert calls <= hour - 1
+            await authenticator.refresh()  # The gateway has rejected it.
+            assert calls <= hour
+
+
 # Rule 13
 
 

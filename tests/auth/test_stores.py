@@ -1,59 +1,39 @@
-"""Every key store keeps the promises of `KeyStore`: versions, compare-and-swap, changes, lease."""
+"""Every key store keeps what `KeyStore` promises, and `check_key_store` finds out what does not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gz_trio._auth.stores import FileKeyStore, KeyStore, MemoryKeyStore
+from gz_trio import FileKeyStore, Key, KeyStore, MemoryKeyStore, Record
 from gz_trio._auth.stores._shared import replaced
-from gz_trio._protocol.keys import Key, Record
-
-MakeStore = Callable[[], KeyStore]
+from gz_trio.testing import check_key_store
 
 
-@pytest.fixture(params=["memory", "file"])
-def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> MakeStore:
-    if request.param == "memory":
-        return MemoryKeyStore
-    return lambda: FileKeyStore(tmp_path / "keys.json")
-
-
-@pytest.fixture
-def store(make_store: MakeStore) -> KeyStore:
-    return make_store()
-
-
-async def put(store: KeyStore, value: str, *, epoch: int = 1) -> Record:
-    """Write a key over whatever is there, and give back what the store then holds."""
-    record = await store.load()
-    assert await store.replace(record.version, Record(epoch=epoch, key=Key(value)))
-    return await store.load()
-
-
-def told(changes: trio.abc.ReceiveChannel[None]) -> bool:
-    """Whether a change is waiting to be read; reads it."""
-    assert isinstance(changes, trio.MemoryReceiveChannel)
-    try:
-        changes.receive_nowait()
-    except trio.WouldBlock:
-        return False
-    return True
-
-
-def test_the_stores_follow_the_protocol(store: KeyStore) -> None:
+@pytest.mark.parametrize("held", [None, "sk-1"])
+async def test_a_memory_store_keeps_the_promises(held: str | None) -> None:
+    store = MemoryKeyStore(held)
     assert isinstance(store, KeyStore)
+    await check_key_store(store)
 
 
-async def test_a_new_store_holds_the_empty_record(store: KeyStore) -> None:
-    assert await store.load() == Record()
+async def test_a_file_store_keeps_the_promises(tmp_path: Path) -> None:
+    store = FileKeyStore(tmp_path / "folder" / "keys.json", profile="a/b c")
+    assert isinstance(store, KeyStore)
+    await check_key_store(store)
+
+
+async def test_a_new_store_holds_the_empty_record(tmp_path: Path) -> None:
+    assert await MemoryKeyStore().load() == Record()
+    assert await FileKeyStore(tmp_path / "keys.json").load() == Record()
 
 
 async def test_a_memory_store_begins_with_its_key_as_version_1_of_epoch_1() -> None:
@@ -70,179 +50,237 @@ def test_a_memory_store_takes_no_key_that_cannot_be_sent(value: str) -> None:
     assert "Evil" not in str(caught.value)
 
 
-async def test_a_write_raises_the_version_whatever_the_record_says(store: KeyStore) -> None:
-    written = Record(version=77, epoch=3, key=Key("sk-1", 12.5, "rt-1", 55, 66), refused=True)
-    assert await store.replace(0, written)
-    assert await store.load() == Record(1, 3, Key("sk-1", 12.5, "rt-1", 1, 3), True)
-
-
-@pytest.mark.parametrize("expected", [0, 2, 3, -1])
-async def test_a_write_over_another_version_changes_nothing(store: KeyStore, expected: int) -> None:
-    before = await put(store, "sk-1")
-    assert before.version == 1
-    async with store.changes() as changes:
-        assert not await store.replace(expected, Record(epoch=1, key=Key("sk-2")))
-        assert not told(changes)
-    assert await store.load() == before
-
-
-async def test_of_two_writers_that_read_the_same_version_one_wins(store: KeyStore) -> None:
-    won: list[str] = []
-
-    async def write(value: str) -> None:
-        if await store.replace(0, Record(epoch=1, key=Key(value))):
-            won.append(value)
-
-    async with trio.open_nursery() as nursery:
-        for number in range(8):
-            nursery.start_soon(write, f"sk-{number}")
-    assert len(won) == 1
-    record = await store.load()
-    assert record.key is not None
-    assert (record.version, record.key.value) == (1, won[0])
-
-
-async def test_a_generation_names_a_key_and_not_a_write(store: KeyStore) -> None:
-    first = await put(store, "sk-1")
-    assert await store.replace(first.version, replace(first, refused=True))
-    marked = await store.load()
-    assert (marked.version, marked.refused) == (2, True)
-    assert marked.key is not None
-    assert marked.key.generation == 1
-    renewed = await put(store, "sk-2")
-    assert renewed.key is not None
-    assert (renewed.version, renewed.key.generation, renewed.refused) == (3, 3, False)
-
-
-async def test_the_same_key_in_another_epoch_is_another_generation(store: KeyStore) -> None:
-    await put(store, "sk-1", epoch=1)
-    record = await put(store, "sk-1", epoch=2)
-    assert record.key is not None
-    assert (record.key.generation, record.key.epoch) == (2, 2)
-
-
-async def test_a_sign_out_leaves_a_tombstone_so_that_versions_go_on(store: KeyStore) -> None:
-    await put(store, "sk-1")
-    assert await store.replace(1, Record(epoch=2))
-    assert await store.load() == Record(2, 2)
-    assert await put(store, "sk-2", epoch=3) == Record(3, 3, Key("sk-2", None, None, 3, 3))
-
-
-async def test_changes_tells_of_a_write_that_came_after_entry(store: KeyStore) -> None:
-    await put(store, "sk-1")
-    async with store.changes() as changes:
-        await put(store, "sk-2")
-        with trio.fail_after(5):
-            await changes.receive()
-
-
-async def test_many_changes_are_one_for_a_reader_who_did_not_look(store: KeyStore) -> None:
-    async with store.changes() as changes:
-        for number in range(3):
-            await put(store, f"sk-{number}")
-        assert told(changes)
-        assert not told(changes)
-
-
-async def test_every_subscriber_is_told(store: KeyStore) -> None:
-    async with store.changes() as one, store.changes() as two:
-        await put(store, "sk-1")
-        with trio.fail_after(5):
-            await one.receive()
-            await two.receive()
-
-
-async def test_a_reader_that_closed_its_channel_early_disturbs_nobody(store: KeyStore) -> None:
-    async with store.changes() as gone, store.changes() as changes:
-        await gone.aclose()
-        await put(store, "sk-1")
-        with trio.fail_after(5):
-            await changes.receive()
-
-
-async def test_the_channel_ends_with_its_block(store: KeyStore) -> None:
-    async with store.changes() as changes:
-        pass
-    await put(store, "sk-1")
-    with pytest.raises(trio.ClosedResourceError):
-        await changes.receive()
-
-
-async def test_an_iteration_over_changes_is_cancellable(store: KeyStore) -> None:
-    with trio.move_on_after(0.01) as scope:
-        async with store.changes() as changes:
-            async for _ in changes:
-                pass
-    assert scope.cancelled_caught
-
-
-async def test_the_lease_is_held_by_one_at_a_time(store: KeyStore) -> None:
-    inside = 0
-    entered = 0
-
-    async def hold() -> None:
-        nonlocal inside, entered
+async def test_whoever_holds_the_lease_cannot_wait_for_it(tmp_path: Path) -> None:
+    for store in (MemoryKeyStore(), FileKeyStore(tmp_path / "keys.json")):
         async with store.lease():
-            inside += 1
-            entered += 1
-            assert inside == 1
-            await trio.testing.wait_all_tasks_blocked()
-            inside -= 1
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(4):
-            nursery.start_soon(hold)
-    assert entered == 4
-
-
-async def test_the_lease_is_given_back_by_an_exception(store: KeyStore) -> None:
-    with pytest.raises(LookupError):
-        async with store.lease():
-            raise LookupError
-    with trio.fail_after(5):
-        async with store.lease():
-            pass
-
-
-async def test_the_lease_is_given_back_by_cancellation_of_holder_and_of_waiter(
-    store: KeyStore,
-) -> None:
-    async def hold(*, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
-        with trio.CancelScope() as scope:
-            task_status.started(scope)
-            async with store.lease():
-                await trio.sleep_forever()
-
-    async with trio.open_nursery() as nursery:
-        holder: trio.CancelScope = await nursery.start(hold)
-        await trio.testing.wait_all_tasks_blocked()
-        waiter: trio.CancelScope = await nursery.start(hold)
-        await trio.testing.wait_all_tasks_blocked()
-        waiter.cancel()
-        await trio.testing.wait_all_tasks_blocked()
-        holder.cancel()
-        with trio.fail_after(5):
-            async with store.lease():
-                pass
-
-
-async def test_load_and_replace_are_checkpoints_and_a_cancelled_write_wrote_nothing(
-    store: KeyStore,
-) -> None:
-    with trio.testing.assert_checkpoints():
-        await store.load()
-    with trio.testing.assert_checkpoints():
-        await store.replace(7, Record())
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        await store.replace(0, Record(epoch=1, key=Key("sk-1")))
-    assert scope.cancelled_caught
-    assert await store.load() == Record()
+            with pytest.raises(RuntimeError):
+                async with store.lease():
+                    pass
 
 
 def test_no_secret_shows_in_what_a_store_gives_out() -> None:
     assert "sk-secret" not in repr(replaced(Record(), 0, Record(key=Key("sk-secret"))))
-    assert "sk-secret" not in repr(MemoryKeyStore("sk-secret"))
+
+
+# Stores that break a promise
+
+
+class Store:
+    """A store that keeps every promise, until a subclass breaks one."""
+
+    def __init__(self) -> None:
+        self.good = MemoryKeyStore()
+
+    async def load(self) -> Record:
+        return await self.good.load()
+
+    async def replace(self, expected_version: int, record: Record) -> bool:
+        return await self.good.replace(expected_version, record)
+
+    @asynccontextmanager
+    async def changes(self) -> AsyncGenerator[trio.abc.ReceiveChannel[None]]:
+        async with self.good.changes() as changes:
+            yield changes
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncGenerator[None]:
+        async with self.good.lease():
+            yield
+
+
+class GivesNoRecord(Store):
+    async def load(self) -> Record:
+        await super().load()
+        return None  # type: ignore[return-value]
+
+
+class LosesTheExpiry(Store):
+    async def replace(self, expected_version: int, record: Record) -> bool:
+        key = record.key and replace(record.key, expires_at=None)
+        return await super().replace(expected_version, replace(record, key=key))
+
+
+class TheLastWriterWins(Store):
+    async def replace(self, expected_version: int, record: Record) -> bool:
+        while not await super().replace((await self.load()).version, record):
+            pass
+        return True
+
+
+class SaysThatItWroteWhatItDidNot(Store):
+    async def replace(self, expected_version: int, record: Record) -> bool:
+        await super().replace(expected_version, record)
+        return True
+
+
+class ReadsAndWritesInTwoSteps(Store):
+    async def replace(self, expected_version: int, record: Record) -> bool:
+        if (await self.load()).version != expected_version:
+            return False
+        await trio.lowlevel.checkpoint()
+        while not await super().replace((await self.load()).version, record):
+            pass
+        return True
+
+
+class GivesEachWriteAGeneration(Store):
+    async def load(self) -> Record:
+        record = await super().load()
+        return replace(record, key=record.key and replace(record.key, generation=record.version))
+
+
+class BeginsAnewAfterASignOut(Store):
+    async def replace(self, expected_version: int, record: Record) -> bool:
+        written = await super().replace(expected_version, record)
+        if written and record.key is None and not record.refused:
+            self.good = MemoryKeyStore()
+        return written
+
+
+class LoadsWithoutACheckpoint(Store):
+    async def load(self) -> Record:
+        return self.good._record  # pyright: ignore[reportPrivateUsage]
+
+
+class WritesAlthoughItIsCancelled(Store):
+    async def replace(self, expected_version: int, record: Record) -> bool:
+        with trio.CancelScope(shield=True):
+            written = await super().replace(expected_version, record)
+        await trio.lowlevel.checkpoint()
+        return written
+
+
+class TellsNobody(Store):
+    @asynccontextmanager
+    async def changes(self) -> AsyncGenerator[trio.abc.ReceiveChannel[None]]:
+        send, receive = trio.open_memory_channel[None](0)
+        with send, receive:
+            yield receive
+
+
+class TellsOfEachWrite(Store):
+    """With as much room for words to a subscriber as a subclass says."""
+
+    room = 1000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sends: list[trio.MemorySendChannel[None]] = []
+
+    @asynccontextmanager
+    async def changes(self) -> AsyncGenerator[trio.abc.ReceiveChannel[None]]:
+        send, receive = trio.open_memory_channel[None](self.room)
+        self.sends.append(send)
+        try:
+            yield receive
+        finally:
+            self.leave(send)
+
+    def leave(self, send: trio.MemorySendChannel[None]) -> None:
+        self.sends.remove(send)
+        send.close()
+
+    async def replace(self, expected_version: int, record: Record) -> bool:
+        written = await super().replace(expected_version, record)
+        for send in self.sends if written else ():
+            with suppress(trio.BrokenResourceError):
+                await self.tell(send)
+        return written
+
+    async def tell(self, send: trio.MemorySendChannel[None]) -> None:
+        await send.send(None)
+
+
+class WaitsForWhoeverDoesNotRead(TellsOfEachWrite):
+    room = 1
+
+
+class LeavesTheChannelOpen(TellsOfEachWrite):
+    room = 1
+
+    async def tell(self, send: trio.MemorySendChannel[None]) -> None:
+        with suppress(trio.WouldBlock):
+            send.send_nowait(None)
+
+    def leave(self, send: trio.MemorySendChannel[None]) -> None:
+        pass
+
+
+class LeasesToEverybody(Store):
+    @asynccontextmanager
+    async def lease(self) -> AsyncGenerator[None]:
+        await trio.lowlevel.checkpoint()
+        yield
+
+
+class KeepsTheLeaseOfWhoFails(Store):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = trio.Semaphore(1)
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncGenerator[None]:
+        await self.lock.acquire()
+        yield
+        self.lock.release()
+
+
+class NeedsTheLeaseToWrite(Store):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = trio.Semaphore(1)
+
+    @asynccontextmanager
+    async def lease(self) -> AsyncGenerator[None]:
+        async with self.lock:
+            yield
+
+    async def replace(self, expected_version: int, record: Record) -> bool:
+        async with self.lock:
+            return await super().replace(expected_version, record)
+
+
+class ShowsItsKey(Store):
+    def __repr__(self) -> str:
+        key = self.good._record.key  # pyright: ignore[reportPrivateUsage]
+        return f"<Store {key and key.value}>"
+
+
+@pytest.mark.parametrize(
+    ("make_store", "complaint"),
+    [
+        (GivesNoRecord, "load() gives a Record"),
+        (LosesTheExpiry, "load() after replace()"),
+        (TheLastWriterWins, "replace("),
+        (SaysThatItWroteWhatItDidNot, "while it holds version"),
+        (ReadsAndWritesInTwoSteps, "writers of one version that won"),
+        (GivesEachWriteAGeneration, "load() after replace()"),
+        (BeginsAnewAfterASignOut, "load() after replace()"),
+        (LoadsWithoutACheckpoint, "load() is no checkpoint"),
+        (WritesAlthoughItIsCancelled, "replace() that was cancelled"),
+        (TellsNobody, "changes() told of no write"),
+        (TellsOfEachWrite, "any number of changes are to be one"),
+        (WaitsForWhoeverDoesNotRead, "waits for somebody who does not read"),
+        (LeavesTheChannelOpen, "has not ended with its block"),
+        (LeasesToEverybody, "holders of the lease at one time"),
+        (KeepsTheLeaseOfWhoFails, "the lease is not free"),
+        (NeedsTheLeaseToWrite, "who signs out has to wait"),
+        (ShowsItsKey, "shows the key"),
+    ],
+)
+async def test_a_store_that_breaks_a_promise_is_told_which(
+    make_store: Callable[[], KeyStore], complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gz_trio.testing._key_store.PATIENCE_SECONDS", 0.3)
+    with pytest.raises(AssertionError, match=re.escape(complaint)):
+        await check_key_store(make_store())
+
+
+async def test_a_store_that_breaks_none_is_not_complained_of() -> None:
+    await check_key_store(Store())
+
+
+# Versions and generations
 
 
 keys = st.none() | st.builds(Key, st.sampled_from(["sk-1", "sk-2", "sk-3"]))

@@ -406,6 +406,9 @@ class Authenticator:
                 await observed.wait()
                 continue
             at = early_refresh_time(key.expires_at, self._now(), random.random())
+            if at is None:
+                await observed.wait()
+                continue
             while not observed.is_set() and (seconds := at - self._now()) > 0:
                 with trio.move_on_after(seconds):
                     await observed.wait()

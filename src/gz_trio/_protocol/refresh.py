@@ -145,8 +145,11 @@ def classify_refresh_failure(error: Exception) -> RefreshFailure:
             return RefreshFailure.BROKEN
 
 
-def early_refresh_time(expires_at: float, wall: float, jitter: float) -> float:
-    """When to refresh ahead of the end (design rule 12), in Unix time.
+def early_refresh_time(expires_at: float, wall: float, jitter: float) -> float | None:
+    """When to refresh ahead of the end (design rule 12), in Unix time; `None`: not at all.
+
+    A key that had ended before it was first seen is left to the gateway's word: it has lain about
+    for long, or a clock is wrong, and then the next key would seem to have ended, too.
 
     Args:
         expires_at: When the key ends.
@@ -157,8 +160,12 @@ def early_refresh_time(expires_at: float, wall: float, jitter: float) -> float:
     3540.0
     >>> early_refresh_time(expires_at=100.0, wall=0.0, jitter=0.0)
     80.0
+    >>> early_refresh_time(expires_at=100.0, wall=3700.0, jitter=0.0) is None
+    True
     """
-    lead = min(EARLY_REFRESH_SECONDS, EARLY_REFRESH_SHARE * max(expires_at - wall, 0.0))
+    if expires_at <= wall:
+        return None
+    lead = min(EARLY_REFRESH_SECONDS, EARLY_REFRESH_SHARE * (expires_at - wall))
     return expires_at - lead * (1 - EARLY_REFRESH_JITTER * jitter)
 
 

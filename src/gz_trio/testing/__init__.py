@@ -3,6 +3,8 @@
 `FakeGateway` is a real HTTP/1.1 server: over TCP, or over in-memory streams, so that a test runs
 under Trio's `MockClock` and minutes pass in no time. Faults say what goes wrong and when; the
 ledger of requests says what the program under test really sent.
+
+`check_key_store` tries all that a key store promises on a store of your own.
 """
 
 from ._call import SeenRequest
@@ -28,6 +30,7 @@ from ._faults import (
 )
 from ._gateway import FakeGateway
 from ._history import FakeHistory
+from ._key_store import check_key_store
 from ._server import Framing
 
 __all__ = [
@@ -53,4 +56,5 @@ __all__ = [
     "Stall",
     "Status",
     "Warning_",
+    "check_key_store",
 ]
