@@ -20,10 +20,10 @@ PATIENCE_SECONDS = 60.0
 
 
 def environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """This process's, without a key in it."""
+    """This process's, without a key in it, or in the user's state folder."""
     without = {"GZ_API_KEY", "OPENAI_API_KEY", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"}
     kept = {name: value for name, value in os.environ.items() if name not in without}
-    return {**kept, "TERM": "xterm-256color", **changes}
+    return {**kept, "TERM": "xterm-256color", "XDG_STATE_HOME": "/nonexistent", **changes}
 
 
 async def run_piped(

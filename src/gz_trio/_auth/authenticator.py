@@ -28,7 +28,7 @@ from .._protocol.errors import (
     RefreshError,
     RefreshTimeout,
 )
-from .._protocol.keys import Key, Record
+from .._protocol.keys import Key, Record, jwt_expiry
 from .._protocol.refresh import (
     AuthState,
     Decision,
@@ -221,14 +221,14 @@ class Authenticator:
         """Store a key that the user has brought, in place of whatever is there. A checkpoint.
 
         Args:
-            key: The new key.
+            key: The new key. Of a string that is a JSON Web Token, its `exp` is when it ends.
             same_account: The key belongs to the account that was signed in before, so replies
                 that are under way may go on with it. Else they end with `AuthenticationError`.
 
         Raises:
             ValueError: `key` is a string that can be no key.
         """
-        new = Key(key) if isinstance(key, str) else key
+        new = Key(key, expires_at=jwt_expiry(key)) if isinstance(key, str) else key
         await self._write(new, new_epoch=not same_account)
         return self._machine.record.key or new
 
@@ -568,7 +568,7 @@ def _next_key(answer: object, old: Key | None) -> Key:
     """
     if isinstance(answer, str):
         try:
-            answer = Key(answer)
+            answer = Key(answer, expires_at=jwt_expiry(answer))
         except ValueError as error:
             raise RefreshError(f"the refresh callable gave no usable key: {error}") from None
     if not isinstance(answer, Key):

@@ -16,11 +16,13 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 from ..testing import Continues, FakeGateway, Framing, Shape
+from . import auth as auth_commands
 from . import demo_screen
 from . import gateway as gateway_server
+from .auth import NextSource, Place, Source
 from .chat import Chat
 from .faults import add_fault
-from .run import complain
+from .run import INTERRUPTED, UsageError, complain
 from .run import run as run_command
 
 app = App(
@@ -71,6 +73,7 @@ def chat(
     base_url: str,
     model: str,
     key_file: Path | None = None,
+    profile: str | None = None,
     refresh_command: str | None = None,
     system: str | None = None,
     max_retries: Annotated[int, Parameter(validator=Number(gte=0))] = 7,
@@ -81,10 +84,11 @@ def chat(
     ends the chat, as Ctrl-D does. From a pipe or a file, each line is a turn of one conversation,
     and the exit code is 1 if a turn failed: `echo hi | gz-trio chat ...`.
 
-    The key comes from `--key-file`, else from the environment variable `GZ_API_KEY`, else from
-    `OPENAI_API_KEY`. When the gateway rejects it, in the middle of an answer or before, the
-    answer waits for `--refresh-command` (without one: for somebody to write another key into the
-    key file) and goes on in the same line. If the gateway gives another answer when it is asked
+    The key comes from `--key-file` or `--profile`, else from the environment variable
+    `GZ_API_KEY`, else from `OPENAI_API_KEY`, else it is the one that `gz-trio auth login` has
+    stored. When the gateway rejects it, in the middle of an answer or before, the answer waits for
+    `--refresh-command` (without one: for somebody to sign in again, or to write another key into
+    the key file) and goes on in the same line. If the gateway gives another answer when it is asked
     again, the new one is shown in place of the old.
 
     Control characters in what the model says, but for newline and tab, are shown by symbols
@@ -95,6 +99,7 @@ def chat(
         model: The model's name, as the gateway knows it.
         key_file: A file that holds the key, alone on a line or as gz_trio writes it. A file of
             one bare line is never rewritten. Let only yourself read it: `chmod 600`.
+        profile: Which of the keys that `gz-trio auth login` has stored, there or in its own file.
         refresh_command: A program that prints a new key, with its arguments; no shell runs it.
         system: A system message, with which the conversation begins.
         max_retries: How often an answer is tried again after a lost connection, a rate limit or
@@ -106,6 +111,7 @@ def chat(
             base_url,
             model,
             key_file=key_file,
+            profile=profile,
             refresh_command=refresh_command,
             system=system,
             max_retries=max_retries,
@@ -113,6 +119,99 @@ def chat(
         ).run()
 
     return run_command(command)
+
+
+auth = App(
+    name="auth",
+    help="""
+Sign in and out, in a key store that any number of programs share.
+
+The key is shown by `token` alone. A sign-in and a sign-out are seen at once by every program that
+uses the store, and of all that want another key one refreshes for all.
+""",
+)
+app.command(auth)
+
+DEFAULT_PLACE, NO_SOURCE, NO_NEXT_SOURCE = Place(), Source(), NextSource()
+
+
+@auth.command
+def login(
+    *,
+    place: Place = DEFAULT_PLACE,
+    source: Source = NO_SOURCE,
+    same_account: Annotated[bool, Flag] = False,
+) -> int:
+    """Store a key, in place of whatever is there.
+
+    The key is typed at the prompt, where it is not shown, or is the first line of standard input:
+    `printenv MY_KEY | gz-trio auth login`. With `--refresh-command` or `--base-url` it is fetched.
+    To have a refresh token stored with it, let the program print JSON, with `access_token`,
+    `refresh_token` and `expires_in`.
+
+    Answers that are under way under the old key end, since this may be another account.
+
+    Args:
+        place: Where the key is.
+        source: Where it comes from.
+        same_account: It is the same one: answers that wait for a key go on.
+    """
+    given = source.refresh(os.environ) or auth_commands.type_key()
+    return run_command(
+        partial(auth_commands.login, place.store(), given, same_account=same_account)
+    )
+
+
+@auth.command
+def status(*, place: Place = DEFAULT_PLACE, json: Annotated[bool, Flag] = False) -> int:
+    """Tell whether there is a key, and until when, without showing it.
+
+    The exit code is 1 where there is none, or where the gateway has refused to refresh it.
+
+    Args:
+        place: Where the key is.
+        json: As one JSON object: path, profile, signed_in, refused, version, epoch, generation,
+            expires_at (seconds of Unix time), refresh_token (whether there is one).
+    """
+    return run_command(partial(auth_commands.status, place.store(), as_json=json))
+
+
+@auth.command
+def refresh(*, place: Place = DEFAULT_PLACE, source: NextSource = NO_NEXT_SOURCE) -> int:
+    """Replace the key by a new one, now.
+
+    If another program is doing so already, that is waited for, and its key is taken.
+
+    Args:
+        place: Where the key is.
+        source: Where the new one comes from.
+    """
+    return run_command(partial(auth_commands.refresh, place.store(), source.refresh(os.environ)))
+
+
+@auth.command
+def logout(*, place: Place = DEFAULT_PLACE) -> int:
+    """Forget the key, in every program that uses the store.
+
+    Answers that are under way end. A refresh that is under way is thrown away.
+
+    Args:
+        place: Where the key is.
+    """
+    return run_command(partial(auth_commands.logout, place.store()))
+
+
+@auth.command
+def token(*, place: Place = DEFAULT_PLACE, source: NextSource = NO_NEXT_SOURCE) -> int:
+    """Print the key, and nothing else: for other programs, as their key command.
+
+    If the key has ended, and an option says where a new one comes from, that one is printed.
+
+    Args:
+        place: Where the key is.
+        source: Where a new one comes from.
+    """
+    return run_command(partial(auth_commands.token, place.store(), source.refresh(os.environ)))
 
 
 @app.command
@@ -233,6 +332,11 @@ def run(arguments: Sequence[str]) -> int:
         code = app(arguments, exit_on_error=False, result_action="return_value")
     except CycloptsError:  # it has been printed
         return 2
+    except UsageError as error:
+        complain(str(error))
+        return 2
+    except KeyboardInterrupt:  # at a prompt
+        return INTERRUPTED
     return code if isinstance(code, int) else 0
 
 

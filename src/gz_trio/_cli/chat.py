@@ -41,6 +41,7 @@ class Chat:
         base_url: Of the gateway.
         model: The model's name, as the gateway knows it.
         key_file: A file that holds the key; by default the key comes from the environment.
+        profile: Which of the keys in the file, or in the one of `gz-trio auth login`.
         refresh_command: A program that prints a key.
         system: The system message.
         max_retries: As for `gz_trio.RetryPolicy`.
@@ -56,6 +57,7 @@ class Chat:
         model: str,
         *,
         key_file: Path | None,
+        profile: str | None,
         refresh_command: str | None,
         system: str | None,
         max_retries: int,
@@ -63,7 +65,8 @@ class Chat:
     ) -> None:
         self._base_url = base_url
         self._model = model
-        self._key_file = key_file
+        self._stored = key_file is not None or profile is not None
+        self._file = FileKeyStore(key_file, profile=profile or "default")
         self._refresh_command = refresh_command
         self._messages: list[dict[str, object]] = (
             [] if system is None else [{"role": "system", "content": system}]
@@ -99,16 +102,16 @@ class Chat:
 
     async def _open(self, stack: AsyncExitStack) -> Session:
         self._store: KeyStore
-        if self._key_file is not None:
-            self._store = FileKeyStore(self._key_file)
-        else:
-            self._store = MemoryKeyStore(self._key)
+        if not self._stored and self._key is None and self._refresh_command is None:
+            self._stored = self._file.path.exists()  # somebody has signed in
+        self._store = self._file if self._stored else MemoryKeyStore(self._key)
         if self._refresh_command is None and (await self._store.load()).key is None:
             raise UsageError(
-                "no key: set GZ_API_KEY or OPENAI_API_KEY, or give --key-file or --refresh-command"
-                if self._key_file is None
-                else f"the key file {self._key_file} holds no key: write one into it, or give "
-                "--refresh-command"
+                f"the key file {self._file.path} holds no key: `gz-trio auth login` stores one; or "
+                "give --refresh-command"
+                if self._stored
+                else "no key: sign in by `gz-trio auth login`, set GZ_API_KEY or OPENAI_API_KEY, "
+                "or give --key-file or --refresh-command"
             )
         return await stack.enter_async_context(
             open_session(
@@ -191,13 +194,13 @@ class Chat:
         if isinstance(error, AuthenticationError) and self._refresh_command is None:
             words += (
                 f" - set {self._key_variable} to a valid key and start again"
-                if self._key_file is None
-                else f" - write a valid key into {self._key_file}, and ask again"
+                if not self._stored
+                else f" - write a valid key into {self._file.path}, and ask again"
             )
         return words
 
     @property
     def _help(self) -> str:
-        if self._key_file is None or self._refresh_command is not None:
+        if not self._stored or self._refresh_command is not None:
             return ""
-        return f" write a new key into {self._key_file}"
+        return f" write a new key into {self._file.path}"

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote
 
 import platformdirs
@@ -162,6 +163,10 @@ class FileKeyStore:
             the user's state folder for gz-trio (`platformdirs.user_state_dir`).
         profile: Which of the keys in the file.
 
+    Attributes:
+        path: The file, as an absolute path.
+        profile: Which of the keys in it.
+
     Every method that touches the file raises `KeyStoreError` where it is damaged, empty, from a
     newer gz-trio, no regular file, or where the system does not let it be read or written. The
     first one warns (`UserWarning`) where other users can read the file.
@@ -182,12 +187,15 @@ class FileKeyStore:
     ) -> None:
         if path is None:
             path = Path(platformdirs.user_state_dir("gz-trio"), "keys.json")
-        self._path = Path(path).expanduser().absolute()
-        self._profile = profile
+        self.path: Final = Path(path).expanduser().absolute()
+        self.profile: Final = profile
         # A link may be made to point elsewhere (Kubernetes rotates secrets so): it names the
         # file at first, and is followed anew by every read and write.
-        self._name = os.path.realpath(self._path)
+        self._name = os.path.realpath(self.path)
         self._warned = False
+
+    def __repr__(self) -> str:
+        return f"<FileKeyStore {str(self.path)!r} profile={self.profile!r}>"
 
     async def load(self) -> Record:
         """What the store holds now. A checkpoint.
@@ -196,7 +204,7 @@ class FileKeyStore:
             KeyStoreError: The file cannot be used; the message says why and what to do.
         """
         file, _ = self._shared()
-        content, record = await file.load(self._path, self._profile)
+        content, record = await file.load(self.path, self.profile)
         self._warn_if_open_to_others(content)
         return record
 
@@ -212,8 +220,8 @@ class FileKeyStore:
         async with file.lock:
             content, current, written = await trio.to_thread.run_sync(
                 _swap,
-                self._path,
-                self._profile,
+                self.path,
+                self.profile,
                 profile,
                 expected_version,
                 record,
@@ -260,14 +268,14 @@ class FileKeyStore:
         if self._name not in files:
             files[self._name] = _SharedFile(Path(self._name))
         file = files[self._name]
-        return file, file.profile(self._profile, self._path)
+        return file, file.profile(self.profile, self.path)
 
     def _warn_if_open_to_others(self, content: Content) -> None:
         if content.open_to_others and not self._warned:
             self._warned = True
             warnings.warn(
-                f"other users can read the key file {self._path}: "
-                f"chmod 600 {shlex.quote(str(self._path))}",
+                f"other users can read the key file {self.path}: "
+                f"chmod 600 {shlex.quote(str(self.path))}",
                 stacklevel=3,
             )
 
