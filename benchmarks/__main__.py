@@ -1,7 +1,8 @@
 """Runs the benchmarks, prints what it saw, and writes it to benchmarks/results/.
 
 Without a command: all rows and, after them, what becomes of streams whose key dies or whose
-reader pauses. `cpu` compares some peers at one load, for whoever works on the transport.
+reader pauses. `cpu` compares some peers at one load, for whoever works on the transport; `judge`
+holds the results of the last full run to the bounds as they are now.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def main() -> int:
     cpu.add_argument("--tls", action="store_true")
     cpu.add_argument("--rounds", type=int, default=3)
     cpu.add_argument("--seconds", type=float, default=5)
+    commands.add_parser("judge", help="judge the last full run again, by the bounds as they are")
     arguments = parser.parse_args()
     seed: int = arguments.seed
     rounds: int = arguments.rounds
@@ -58,6 +60,11 @@ def main() -> int:
         )
         compare(arguments.peers.split(","), pace, rounds, arguments.seconds, seed)
         return 0
+    if arguments.command == "judge":
+        done, about = report.from_json((RESULTS / "streams.json").read_bytes())
+        judged, tables = _tell(ROWS, done, about, "streams")
+        print(tables)
+        return 1 if any(_missed(one, quick=False) for one in judged) else 0
     if arguments.quick:
         sound = measure_rows(QUICK, QUICK_ROUNDS, seed, quick=True)
         return 0 if recovery.run(RESULTS / "recovery-quick.json", quick=True) and sound else 1
@@ -92,25 +99,35 @@ def measure_rows(
             0 if quick else SLOPE_TOKENS,
             QUICK_WARM_UP_SECONDS if quick else WARM_UP_SECONDS,
         )
-        shares = _shares(bench) if write and not quick else {}
+        about = report.About(
+            machine=report.machine(),
+            seed=seed,
+            shares=_shares(bench) if write and not quick else {},
+        )
+        stem = None if not write else "streams-quick" if quick else "streams"
         judged: list[Judged] = []
         tables = ""
         for done in run(bench, rows, rounds, seed, progress):
-            judged = [judge(row, bound, done) for row in rows for bound in row.bounds]
-            tables = report.to_markdown(rows, done, judged, shares)
-            if write:  # After each round: a long run that is broken off has not been for nothing.
-                document = report.to_json(rows, done, judged, shares=shares, seed=seed)
-                _write("streams-quick" if quick else "streams", document, tables, done)
+            # After each round: a long run that is broken off has not been for nothing.
+            judged, tables = _tell(rows, done, about, stem)
     print(tables)
     return not any(_missed(one, quick=quick) for one in judged)
 
 
-def _write(stem: str, document: str, tables: str, done: Rounds) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    RESULTS.joinpath(f"{stem}.json").write_text(document, encoding="utf-8")
-    if not stem.endswith("quick"):
-        RESULTS.joinpath(f"{stem}.md").write_text(tables, encoding="utf-8")
-        plot.draw(done, RESULTS / f"{stem}.svg")
+def _tell(
+    rows: Sequence[Row], done: Rounds, about: report.About, stem: str | None
+) -> tuple[list[Judged], str]:
+    """Judge, and write it all to files of that name; the verdicts, and the tables."""
+    judged = [judge(row, bound, done) for row in rows for bound in row.bounds]
+    tables = report.to_markdown(rows, done, judged, about)
+    if stem is not None:
+        RESULTS.mkdir(exist_ok=True)
+        document = report.to_json(rows, done, judged, about)
+        RESULTS.joinpath(f"{stem}.json").write_text(document, encoding="utf-8")
+        if stem == "streams":
+            RESULTS.joinpath(f"{stem}.md").write_text(tables, encoding="utf-8")
+            plot.draw(done, RESULTS / f"{stem}.svg")
+    return judged, tables
 
 
 def _shares(bench: Bench) -> dict[str, dict[str, float]]:
@@ -128,8 +145,8 @@ def _missed(judged: Judged, *, quick: bool) -> bool:
         return True
     if quick:
         bound = judged.bound
-        return stats.clearly_missed(judged.interval, bound.limit, at_most=bound.at_most)
-    return judged.verdict == "missed"
+        return stats.clearly_missed(judged.interval, bound.held_to, at_most=bound.at_most)
+    return judged.held == "missed"
 
 
 def _line(result: Result) -> str:

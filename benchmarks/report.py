@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -13,7 +13,7 @@ import msgspec
 
 from .layers import ORDER
 from .peers import PEERS
-from .rows import Bound, Case, Row
+from .rows import Bound, Case, Kind, Row
 from .run import Judged, Result, Rounds, client_of, figure_of, server_of, window_of
 
 
@@ -40,18 +40,48 @@ def _processor() -> str:
     return platform.machine()
 
 
+class About(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run was, beside its results.
+
+    Args:
+        machine: See `machine`.
+        seed: Of orders and phases.
+        shares: Those of the layers, by peer.
+    """
+
+    machine: dict[str, str]
+    seed: int
+    shares: dict[str, dict[str, float]]
+
+
+class _Document(msgspec.Struct, frozen=True):
+    machine: dict[str, str]
+    seed: int
+    layers: dict[str, dict[str, float]]
+    results: list[Result]
+
+
+def from_json(text: bytes) -> tuple[Rounds, About]:
+    """What `to_json` has written; bounds are not read back, but to be judged anew."""
+    document = msgspec.json.decode(text, type=_Document)
+    rounds = Rounds()
+    for result in document.results:
+        kind = msgspec.convert(result.kind, Kind)
+        rounds.add(Case(kind, result.peer, result.pace), result)
+    about = About(machine=document.machine, seed=document.seed, shares=document.layers)
+    return rounds, about
+
+
 def to_json(
     rows: Sequence[Row],
     rounds: Rounds,
     judged: Sequence[Judged],
-    *,
-    shares: Mapping[str, Mapping[str, float]],
-    seed: int,
+    run: About,
 ) -> str:
     """Everything, for whoever wants to check it."""
     document: dict[str, object] = {
-        "machine": machine(),
-        "seed": seed,
+        "machine": run.machine,
+        "seed": run.seed,
         "bounds": [
             {
                 "row": one.row,
@@ -60,12 +90,14 @@ def to_json(
                 "figure": one.bound.figure,
                 "limit": one.bound.limit,
                 "at_most": one.bound.at_most,
+                "reached": one.bound.reached,
                 "interval": one.interval,
                 "verdict": one.verdict,
+                "held": one.held,
             }
             for one in judged
         ],
-        "layers": shares,
+        "layers": run.shares,
         "rows": {row.name: row.title for row in rows},
         "results": [result for results in rounds.results.values() for result in results],
     }
@@ -80,9 +112,10 @@ def to_markdown(
     rows: Sequence[Row],
     rounds: Rounds,
     judged: Sequence[Judged],
-    shares: Mapping[str, Mapping[str, float]],
+    run: About,
 ) -> str:
-    """The tables; `shares` are those of the layers, by peer."""
+    """The tables."""
+    shares, about = run.shares, run.machine
     parts: list[str] = []
     for row in rows:
         bounds = [one for one in judged if one.row == row.name]
@@ -98,7 +131,6 @@ def to_markdown(
             if any(layer in found for found in shares.values())
         ]
         parts += [*_table(["", *(PEERS[peer].label for peer in shares)], lines), ""]
-    about = machine()
     parts += [
         f"Measured on {about['processor']}, {about['cores']} cores, {about['system']}, "
         f"{about['python']}; "
@@ -150,17 +182,26 @@ def _verdicts(judged: Iterable[Judged]) -> list[str]:
             if interval is None
             else f"{interval.middle:.3g} ({interval.low:.3g} to {interval.high:.3g})"
         )
-        lines.append([describe(one.bound), seen, one.verdict])
-    return _table(["bound", "seen, 95 % interval", "verdict"], lines)
+        reached = one.bound.reached
+        instead = "" if reached is None else f"{_word(one.bound)} {reached:g}: {one.held}"
+        lines.append([describe(one.bound), seen, one.verdict, instead])
+    heads = ["bound", "seen, 95 % interval", "verdict", "held to instead"]
+    if not any(line[-1] for line in lines):
+        return _table(heads[:-1], [line[:-1] for line in lines])
+    return _table(heads, lines)
 
 
 def describe(bound: Bound) -> str:
     """A bound in words."""
-    word = "at most" if bound.at_most else "at least"
+    word = _word(bound)
     ours = _named(bound.ours, bound.peer)
     if bound.peer is None:
         return f"{ours}: {word} {bound.limit:g}"
     return f"{ours}: {word} {bound.limit:g} of {_named(bound.peer, bound.ours)}"
+
+
+def _word(bound: Bound) -> str:
+    return "at most" if bound.at_most else "at least"
 
 
 def _named(case: Case, other: Case | None) -> str:

@@ -50,12 +50,21 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Judged:
-    """One bound, and what became of it."""
+    """One bound, and what became of it.
+
+    Args:
+        row: The row's name.
+        bound: The bound.
+        interval: What was seen.
+        verdict: On the bound.
+        held: On what is held to, if that is another.
+    """
 
     row: str
     bound: Bound
     interval: Interval | None
     verdict: Verdict
+    held: Verdict
 
 
 @dataclass
@@ -194,15 +203,18 @@ def judge(row: Row, bound: Bound, rounds: Rounds) -> Judged:
             continue
         figure, base = figure_of(ours, bound.figure), figure_of(peer, bound.figure)
         if figure is None or base is None:
-            return Judged(row.name, bound, None, "failed")
+            return Judged(row.name, bound, None, "failed", "failed")
         values.append(figure if bound.peer is None else figure / base)
     if not values:
-        return Judged(row.name, bound, None, "failed")
+        return Judged(row.name, bound, None, "failed", "failed")
     interval = stats.bootstrap(values)
-    verdict = stats.verdict(interval, bound.limit, at_most=bound.at_most)
-    if (at_least and verdict != "met") or _server_bound(bound, rounds):
-        verdict = "server-bound"
-    return Judged(row.name, bound, interval, verdict)
+    server_bound = _server_bound(bound, rounds)
+
+    def verdict(limit: float) -> Verdict:
+        found = stats.verdict(interval, limit, at_most=bound.at_most)
+        return "server-bound" if server_bound or (at_least and found != "met") else found
+
+    return Judged(row.name, bound, interval, verdict(bound.limit), verdict(bound.held_to))
 
 
 def _server_bound(bound: Bound, rounds: Rounds) -> bool:

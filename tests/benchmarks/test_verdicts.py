@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import report
 from benchmarks.measure import Failed, Pace, Window
 from benchmarks.rows import QUICK, ROWS, Bound, Case, Row
 from benchmarks.run import Result, Rounds, judge, run
@@ -12,6 +13,15 @@ from benchmarks.stats import Verdict
 OURS = Case("steady", "gz_trio")
 PEER = Case("steady", "aiohttp")
 FLAT = Pace(streams=100, interval=0.0)
+FLAT_OUT = Case("steady", "aiohttp", FLAT)
+MACHINE = dict.fromkeys(
+    (
+        *("processor", "cores", "system", "python"),
+        *("trio", "uvloop", "aiohttp", "httpx", "httpx2", "openai", "httptools"),
+    ),
+    "1",
+)
+ABOUT = report.About(machine=MACHINE, seed=3, shares={"gz_trio": {"poll": 0.5}})
 
 
 def row_of(*bounds: Bound) -> Row:
@@ -86,6 +96,26 @@ def test_a_figure_without_a_peer_is_held_to_the_bound_itself() -> None:
         )
     assert judge(row_of(), Bound(case, None, 10.0, "memory"), rounds).verdict == "met"
     assert judge(row_of(), Bound(case, None, 7.0, "memory"), rounds).verdict == "missed"
+
+
+def test_what_is_held_to_instead_is_judged_beside_the_bound() -> None:
+    rounds = rounds_of({OURS: [window(12)] * 3, PEER: [window(10)] * 3})
+    judged = judge(row_of(), Bound(OURS, PEER, 1.1, reached=1.3), rounds)
+    assert (judged.verdict, judged.held) == ("missed", "met")
+    judged = judge(row_of(), Bound(OURS, PEER, 1.3), rounds)
+    assert (judged.verdict, judged.held) == ("met", "met")
+    row = row_of(judged.bound, Bound(OURS, PEER, 1.1, reached=1.15))
+    table = report.to_markdown(
+        [row], rounds, [judge(row, one, rounds) for one in row.bounds], ABOUT
+    )
+    assert "| missed  | at most 1.15: missed |" in table
+
+
+def test_what_was_written_can_be_judged_again() -> None:
+    rounds = rounds_of({OURS: [window(12), None], PEER: [window(10)] * 2})
+    rounds.add(FLAT_OUT, Result(kind="steady", peer="aiohttp", pace=FLAT, round=0, memory=3.25))
+    text = report.to_json([row_of()], rounds, [], ABOUT)
+    assert report.from_json(text.encode()) == (rounds, ABOUT)
 
 
 class FakeBench:
