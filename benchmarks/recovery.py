@@ -1,4 +1,4 @@
-"""What becomes of streams whose key dies, and of the memory of those whose reader pauses."""
+"""What becomes of streams whose key dies or whose reader pauses, and of a sign-in elsewhere."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from .paused import gz_trio_many_paused, gz_trio_paused
 from .processes import CLIENT_CORE, pin
 from .report import machine
 from .rotation import Load, Row, gz_trio_rotation
+from .sign_ins import key_file_sign_ins
 
 SCENARIOS: tuple[Callable[[Load], Awaitable[Row]], ...] = (
     gz_trio_rotation,
     gz_trio_paused,
     gz_trio_many_paused,
+    key_file_sign_ins,
 )
 
 QUICK = Load(streams=1000, tokens=14, token_interval=0.5, paused_token_characters=10_000)
