@@ -14,7 +14,7 @@ import httpx2
 import openai
 import pytest
 import trio
-from cyclopts import ArgumentCollection
+from cyclopts import App
 from trio.testing import MockClock
 
 import gz_trio
@@ -74,14 +74,19 @@ def test_the_page_of_the_command_line_has_the_options_that_there_are() -> None:
         )
     }
     assert documented == {
-        command: [name for argument in arguments_of(command) for name in argument.names]
-        for command in app
-        if not command.startswith("-")
+        command: options_of(app[command]) for command in app if not command.startswith("-")
     }
 
 
-def arguments_of(command: str) -> ArgumentCollection:
-    return app[command].assemble_argument_collection()
+def options_of(command: App) -> list[str]:
+    """Its options, in their order; of a group those of all of its commands, each once."""
+    names: dict[str, None] = {}
+    for part in [name for name in command if not name.startswith("-")]:
+        names |= dict.fromkeys(options_of(command[part]))
+    if command.default_command is not None:
+        for argument in command.assemble_argument_collection():
+            names |= dict.fromkeys(name for name in argument.names if name.startswith("--"))
+    return list(names)
 
 
 # The examples' programs

@@ -3,7 +3,7 @@
 from ._auth.authenticator import Authenticator, open_authenticator
 from ._auth.command_refresh import CommandRefresh
 from ._auth.refreshers import GatewayRefresh, OAuthRefresh
-from ._auth.stores import FileKeyStore, KeyStore, MemoryKeyStore
+from ._auth.stores import FileKeyStore, KeyStore, MemoryKeyStore, RedisKeyStore
 from ._chat.attempts import Attempt, Timing
 from ._chat.gateway import Gateway, open_gateway, open_session
 from ._chat.history import History
@@ -87,6 +87,7 @@ __all__ = [
     "RateLimited",
     "RawEvent",
     "Record",
+    "RedisKeyStore",
     "RefreshError",
     "RefreshTimeout",
     "Reply",

@@ -1,7 +1,8 @@
-"""Another process that chats: `python -m tests.chat.child BASE_URL KEY_FILE NUMBER SESSIONS`.
+"""Another process that chats: `python -m tests.chat.child BASE_URL STORE NUMBER SESSIONS`.
 
-Its sessions share the key file with other processes. It prints `begun` when each of them has some
-text, and then, for each, the body that was sent and the text that came, or what went wrong.
+Its sessions share the key store, a file or a Redis URL, with other processes. It prints `begun`
+when each of them has some text, and then, for each, the body that was sent and the text that came,
+or what went wrong.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from gz_trio import (
     Gateway,
     GatewayError,
     GatewayRefresh,
+    RedisKeyStore,
     open_authenticator,
     open_gateway,
 )
@@ -27,7 +29,7 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-async def main(base_url: str, path: str, number: int, sessions: int) -> None:
+async def main(base_url: str, place: str, number: int, sessions: int) -> None:
     left = sessions
     told: list[tuple[dict[str, object], str, str]] = []
 
@@ -48,10 +50,9 @@ async def main(base_url: str, path: str, number: int, sessions: int) -> None:
                 error = f"{type(raised).__name__}: {raised}"
             told.append((body, reply.text, error))
 
+    store = RedisKeyStore(place) if place.startswith("redis:") else FileKeyStore(place)
     async with (
-        open_authenticator(
-            FileKeyStore(path), GatewayRefresh(base_url, token="jwt")
-        ) as authenticator,
+        open_authenticator(store, GatewayRefresh(base_url, token="jwt")) as authenticator,
         open_gateway(base_url, authenticator) as gateway,
         trio.open_nursery() as nursery,
     ):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 import trio
 
-from gz_trio import FileKeyStore, Key, Record
+from gz_trio import FileKeyStore, Key, KeyStore, Record, RedisKeyStore
 from gz_trio.testing import FakeGateway
 from tests.children import open_child
+from tests.redis_server import redis_server
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="one process for each is slow elsewhere")
 
@@ -20,47 +22,61 @@ PROCESSES, SESSIONS = 16, 50
 Told = list[tuple[dict[str, object], str, str]]
 
 
-async def chat_in_processes(fake: FakeGateway, path: Path) -> Told:
+@pytest.fixture(params=["file", "redis"])
+async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[str]:
+    """Where the key is."""
+    if request.param == "file":
+        yield str(tmp_path / "keys.json")
+        return
+    async with redis_server(tmp_path) as server:
+        yield server.url
+
+
+def store_at(place: str) -> KeyStore:
+    return RedisKeyStore(place) if place.startswith("redis:") else FileKeyStore(place)
+
+
+async def chat_in_processes(fake: FakeGateway, place: str) -> Told:
     """What all sessions of all processes tell; the key dies when each of them has some text."""
     told: Told = []
     begun = 0
 
     async def process(number: int) -> None:
         nonlocal begun
-        async with open_child("tests.chat.child", base_url, path, number, SESSIONS) as child:
+        async with open_child("tests.chat.child", base_url, place, number, SESSIONS) as child:
             assert await child.line() == "begun"
             begun += 1
             if begun == PROCESSES:
                 fake.expire()
             told.extend(json.loads(await child.line()))
 
-    await FileKeyStore(path).replace(0, Record(epoch=1, key=Key(fake.key)))
+    await store_at(place).replace(0, Record(epoch=1, key=Key(fake.key)))
     async with fake.listen() as base_url, trio.open_nursery() as nursery:
         for number in range(PROCESSES):
             nursery.start_soon(process, number)
     return told
 
 
-async def test_sixteen_processes_make_one_refresh_and_every_reply_is_whole(tmp_path: Path) -> None:
+async def test_sixteen_processes_make_one_refresh_and_every_reply_is_whole(place: str) -> None:
     fake = FakeGateway(tokens=60, token_interval=0.2)
-    told = await chat_in_processes(fake, tmp_path / "keys.json")
+    told = await chat_in_processes(fake, place)
     assert len(told) == PROCESSES * SESSIONS
     for body, text, error in told:
         assert error == ""
         assert text == fake.intended(body)
     assert fake.refreshes == 1
-    record = await FileKeyStore(tmp_path / "keys.json").load()
+    record = await store_at(place).load()
     assert record.key is not None
     assert (record.version, record.key.value) == (2, fake.key)
 
 
-async def test_a_refusal_is_one_call_and_every_process_is_told(tmp_path: Path) -> None:
+async def test_a_refusal_is_one_call_and_every_process_is_told(place: str) -> None:
     fake = FakeGateway(tokens=60, token_interval=0.2)
     fake.refuse_refresh = True
-    told = await chat_in_processes(fake, tmp_path / "keys.json")
+    told = await chat_in_processes(fake, place)
     assert len(told) == PROCESSES * SESSIONS
     assert {error for _, _, error in told} == {
         "RefreshError: Authentication failed after refresh attempt. Please log in again."
     }
     assert fake.refreshes == 1
-    assert (await FileKeyStore(tmp_path / "keys.json").load()).refused
+    assert (await store_at(place).load()).refused

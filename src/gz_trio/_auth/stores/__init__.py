@@ -3,5 +3,6 @@
 from ._interface import KeyStore
 from .file import FileKeyStore
 from .memory import MemoryKeyStore
+from .redis import RedisKeyStore
 
-__all__ = ["FileKeyStore", "KeyStore", "MemoryKeyStore"]
+__all__ = ["FileKeyStore", "KeyStore", "MemoryKeyStore", "RedisKeyStore"]
