@@ -3,7 +3,13 @@
 from ._auth.authenticator import Authenticator, open_authenticator
 from ._auth.command_refresh import CommandRefresh
 from ._auth.refreshers import GatewayRefresh, OAuthRefresh
-from ._auth.stores import FileKeyStore, KeyStore, MemoryKeyStore, RedisKeyStore
+from ._auth.stores import (
+    FileKeyStore,
+    KeyringKeyStore,
+    KeyStore,
+    MemoryKeyStore,
+    RedisKeyStore,
+)
 from ._chat.attempts import Attempt, Timing
 from ._chat.gateway import Gateway, open_gateway, open_session
 from ._chat.history import History
@@ -76,6 +82,7 @@ __all__ = [
     "Key",
     "KeyStore",
     "KeyStoreError",
+    "KeyringKeyStore",
     "MemoryKeyStore",
     "NotFoundError",
     "OAuthRefresh",

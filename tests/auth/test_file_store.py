@@ -927,10 +927,10 @@ async def test_a_file_on_a_network_is_looked_at_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    watch = "gz_trio._auth.stores._watch"
-    monkeypatch.setattr(f"{watch}.network_file_system", lambda path: "nfs4")
-    monkeypatch.setattr(f"{watch}.LOOK_SECONDS", 0.01)
     path = tmp_path / "key"
+    watch = "gz_trio._auth.stores._watch"
+    monkeypatch.setattr(f"{watch}.network_file_system", {path: "nfs4"}.get)
+    monkeypatch.setattr(f"{watch}.LOOK_SECONDS", 0.01)
     put_file(path, "sk-1")
     async with FileKeyStore(path).changes() as changes:
         put_file(path, "sk-2")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import ssl
-import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import coredis
@@ -152,7 +152,11 @@ def test_a_url_that_can_be_none_is_refused_at_once(url: str) -> None:
 
 
 def test_without_the_extra_it_says_which_one_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "coredis", None)
+    def missing(name: str) -> ModuleSpec | None:
+        assert name == "coredis"
+        return None
+
+    monkeypatch.setattr(f"{MODULE}.find_spec", missing)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'gz-trio\[redis\]'"):
         RedisKeyStore("redis://localhost")
 

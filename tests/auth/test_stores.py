@@ -144,6 +144,7 @@ class LoadsWithoutACheckpoint(Store):
 
 class WritesAlthoughItIsCancelled(Store):
     async def replace(self, expected_version: int, record: Record) -> bool:
+        written = False
         with trio.CancelScope(shield=True):
             written = await super().replace(expected_version, record)
         await trio.lowlevel.checkpoint()
@@ -249,7 +250,7 @@ class ShowsItsKey(Store):
 @pytest.mark.parametrize(
     ("make_store", "complaint"),
     [
-        (GivesNoRecord, "load() gives a Record"),
+        (GivesNoRecord, "what load() gives"),
         (LosesTheExpiry, "load() after replace()"),
         (TheLastWriterWins, "replace("),
         (SaysThatItWroteWhatItDidNot, "while it holds version"),

@@ -14,7 +14,7 @@ OURS = Case("steady", "gz_trio")
 PEER = Case("steady", "aiohttp")
 FLAT = Pace(streams=100, interval=0.0)
 FLAT_OUT = Case("steady", "aiohttp", FLAT)
-MACHINE = dict.fromkeys(
+MACHINE: dict[str, str] = dict.fromkeys(
     (
         *("processor", "cores", "system", "python"),
         *("trio", "uvloop", "aiohttp", "httpx", "httpx2", "openai", "httptools"),

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,10 @@ async def key_in(path: Path, profile: str = "default") -> Key | None:
 def printing(text: str) -> str:
     """A program that prints it."""
     return shlex.join([sys.executable, "-c", f"print({text!r})"])
+
+
+def once_more(_body: Mapping[str, object], _attempt: int) -> list[str]:
+    return ["Once ", "more"]
 
 
 def put_bare(path: Path, key: str) -> None:
@@ -272,7 +277,7 @@ async def test_without_a_file_it_is_the_one_in_the_users_state_folder(tmp_path: 
 
 async def test_a_chat_that_waits_for_a_key_goes_on_when_somebody_signs_in(path: Path) -> None:
     asked = trio.Event()
-    fake = FakeGateway(answer=lambda *_: ["Once ", "more"], on_request=lambda _: asked.set())
+    fake = FakeGateway(answer=once_more, on_request=lambda _: asked.set())
     await FileKeyStore(path).replace(0, Record(epoch=1, key=Key(fake.key)))
     fake.rotate("sk-2")
     async with fake.listen() as base_url:

@@ -2,7 +2,8 @@
 
 from ._interface import KeyStore
 from .file import FileKeyStore
+from .keyring import KeyringKeyStore
 from .memory import MemoryKeyStore
 from .redis import RedisKeyStore
 
-__all__ = ["FileKeyStore", "KeyStore", "MemoryKeyStore", "RedisKeyStore"]
+__all__ = ["FileKeyStore", "KeyStore", "KeyringKeyStore", "MemoryKeyStore", "RedisKeyStore"]

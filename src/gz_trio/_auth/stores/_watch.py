@@ -252,6 +252,7 @@ class Watchfiles:
             finally:
                 ended.set()
 
+        told: set[tuple[int, str]] | str = ""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(end_when_cancelled)
             with trio.CancelScope(shield=True):  # It ends within a step.

@@ -24,6 +24,7 @@ from collections.abc import (
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -116,14 +117,12 @@ class RedisKeyStore:
     def __init__(
         self, url: str, *, profile: str = "default", ssl_context: ssl.SSLContext | None = None
     ) -> None:
-        try:
-            import coredis  # noqa: F401, PLC0415 - it is an extra
-        except ModuleNotFoundError as error:
+        if find_spec("coredis") is None:
             raise ModuleNotFoundError(
                 "RedisKeyStore needs the package coredis, which comes with the extra redis: "
                 "pip install 'gz-trio[redis]'",
-                name=error.name,
-            ) from None
+                name="coredis",
+            )
         self._url = url
         self._place = _without_password(url)
         # Not coredis's own, which verifies no host name.
@@ -408,7 +407,7 @@ class RedisKeyStore:
         except (Exception, BaseExceptionGroup) as error:
             if isinstance(error, BaseExceptionGroup):
                 # Cancelled, Ctrl-C; coredis may have met a closed connection beside it.
-                _, passing = cast("BaseExceptionGroup[BaseException]", error).split(Exception)
+                _, passing = error.split(Exception)
                 if passing is not None:
                     raise passing from None
             match next(_leaves(error)):
