@@ -17,6 +17,7 @@ import trio
 from gz_trio import FileKeyStore, Key, Record
 from gz_trio.testing import FakeGateway
 from tests.cli.terminal import run_piped, terminal
+from tests.redis_server import redis_server
 
 JWT = "eyJhbGciOiJub25lIn0.eyJleHAiOjQxMDI0NDQ4MDB9.c2ln"  # ends with the year 2099
 
@@ -136,7 +137,7 @@ async def test_status_says_what_is_there_and_by_its_exit_code_whether_it_is_of_u
     assert (code, json.loads(said)) == (
         1,
         {
-            "path": str(path),
+            "store": str(path),
             "profile": "default",
             "signed_in": True,
             "refused": True,
@@ -238,6 +239,7 @@ async def test_a_file_of_one_bare_key_is_somebody_elses_to_write(path: Path, com
 @pytest.mark.parametrize(
     ("arguments", "stdin", "complaint"),
     [
+        (["status", "--store", "redis"], "", "--key-file is for --store file"),
         (["login"], "", "no key"),
         (["login"], "\n", "no key"),
         (["login"], "sk secret", "holds a space"),
@@ -260,6 +262,20 @@ async def test_what_cannot_be_used_is_said_in_a_line(
     assert content_of(path) is None
 
 
+@pytest.mark.parametrize(
+    ("store", "complaint"),
+    [("redis", "the server's URL in GZ_REDIS_URL"), ("keyring", "use FileKeyStore")],
+)
+async def test_a_store_that_is_not_there_is_said_in_a_line(store: str, complaint: str) -> None:
+    nowhere = "keyring.backends.fail.Keyring"
+    done = await run_piped(
+        "auth", "login", "--store", store, stdin=b"sk-1", PYTHON_KEYRING_BACKEND=nowhere
+    )
+    assert done.returncode in (1, 2)
+    assert complaint in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1
+
+
 @pytest.mark.skipif(os.name != "posix", reason="the state folder is XDG's")
 async def test_without_a_file_it_is_the_one_in_the_users_state_folder(tmp_path: Path) -> None:
     variables = {"XDG_STATE_HOME": str(tmp_path), "HOME": str(tmp_path)}
@@ -273,6 +289,23 @@ async def test_without_a_file_it_is_the_one_in_the_users_state_folder(tmp_path: 
         done = await run_piped(*arguments, "--profile", "work", stdin=b"hello\n", **variables)
     assert done.returncode == 1
     assert b"holds no key" in done.stderr
+
+
+async def test_the_key_can_be_on_a_server(tmp_path: Path) -> None:
+    async with redis_server(tmp_path) as server:
+        variables = {"GZ_REDIS_URL": server.url.replace("redis://", "redis://:@")}
+        for command, said in (
+            ("login", f"signed in: profile work of {server.url}: a key, generation 1\n"),
+            ("status", f"profile work of {server.url}: a key, generation 1\n"),
+            ("token", "sk-1\n"),
+            ("logout", f"signed out: profile work of {server.url}: signed out\n"),
+        ):
+            done = await run_piped(
+                *("auth", command, "--store", "redis", "--profile", "work"),
+                stdin=b"sk-1\n",
+                **variables,
+            )
+            assert (done.returncode, done.stdout.decode(), done.stderr) == (0, said, b"")
 
 
 async def test_a_chat_that_waits_for_a_key_goes_on_when_somebody_signs_in(path: Path) -> None:

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
@@ -38,6 +37,8 @@ Chat with an OpenAI-compatible LLM gateway, over keys that expire in the middle 
 Flag = Parameter(negative="")
 Repeated = Parameter(negative="")
 NotNegative = Parameter(validator=Number(gte=0))
+
+DEFAULT_PLACE, NO_SOURCE, NO_NEXT_SOURCE = Place(), Source(), NextSource()
 
 
 @app.command
@@ -72,8 +73,7 @@ def chat(
     *,
     base_url: str,
     model: str,
-    key_file: Path | None = None,
-    profile: str | None = None,
+    place: Place = DEFAULT_PLACE,
     refresh_command: str | None = None,
     system: str | None = None,
     max_retries: Annotated[int, Parameter(validator=Number(gte=0))] = 7,
@@ -84,12 +84,12 @@ def chat(
     ends the chat, as Ctrl-D does. From a pipe or a file, each line is a turn of one conversation,
     and the exit code is 1 if a turn failed: `echo hi | gz-trio chat ...`.
 
-    The key comes from `--key-file` or `--profile`, else from the environment variable
-    `GZ_API_KEY`, else from `OPENAI_API_KEY`, else it is the one that `gz-trio auth login` has
-    stored. When the gateway rejects it, in the middle of an answer or before, the answer waits for
-    `--refresh-command` (without one: for somebody to sign in again, or to write another key into
-    the key file) and goes on in the same line. If the gateway gives another answer when it is asked
-    again, the new one is shown in place of the old.
+    The key comes from where `--store`, `--key-file` or `--profile` say, else from the environment
+    variable `GZ_API_KEY`, else from `OPENAI_API_KEY`, else it is the one that `gz-trio auth login`
+    has stored in its own file. When the gateway rejects it, in the middle of an answer or before,
+    the answer waits for `--refresh-command` (without one: for somebody to sign in again, or to
+    write another key into the key file) and goes on in the same line. If the gateway gives another
+    answer when it is asked again, the new one is shown in place of the old.
 
     Control characters in what the model says, but for newline and tab, are shown by symbols
     (ESC as ␛): a model cannot steer your terminal. Carriage returns are left out.
@@ -97,9 +97,7 @@ def chat(
     Args:
         base_url: The gateway's URL, like `https://api.gatewayz.ai/v1`.
         model: The model's name, as the gateway knows it.
-        key_file: A file that holds the key, alone on a line or as gz_trio writes it. A file of
-            one bare line is never rewritten. Let only yourself read it: `chmod 600`.
-        profile: Which of the keys that `gz-trio auth login` has stored, there or in its own file.
+        place: Where the key is. A file of one bare key is never rewritten.
         refresh_command: A program that prints a new key, with its arguments; no shell runs it.
         system: A system message, with which the conversation begins.
         max_retries: How often an answer is tried again after a lost connection, a rate limit or
@@ -110,8 +108,7 @@ def chat(
         return await Chat(
             base_url,
             model,
-            key_file=key_file,
-            profile=profile,
+            place=None if place == DEFAULT_PLACE else place,
             refresh_command=refresh_command,
             system=system,
             max_retries=max_retries,
@@ -131,8 +128,6 @@ uses the store, and of all that want another key one refreshes for all.
 """,
 )
 app.command(auth)
-
-DEFAULT_PLACE, NO_SOURCE, NO_NEXT_SOURCE = Place(), Source(), NextSource()
 
 
 @auth.command
@@ -158,7 +153,7 @@ def login(
     """
     given = source.refresh(os.environ) or auth_commands.type_key()
     return run_command(
-        partial(auth_commands.login, place.store(), given, same_account=same_account)
+        partial(auth_commands.login, place.open(os.environ), given, same_account=same_account)
     )
 
 
@@ -170,10 +165,10 @@ def status(*, place: Place = DEFAULT_PLACE, json: Annotated[bool, Flag] = False)
 
     Args:
         place: Where the key is.
-        json: As one JSON object: path, profile, signed_in, refused, version, epoch, generation,
+        json: As one JSON object: store, profile, signed_in, refused, version, epoch, generation,
             expires_at (seconds of Unix time), refresh_token (whether there is one).
     """
-    return run_command(partial(auth_commands.status, place.store(), as_json=json))
+    return run_command(partial(auth_commands.status, place.open(os.environ), as_json=json))
 
 
 @auth.command
@@ -186,7 +181,9 @@ def refresh(*, place: Place = DEFAULT_PLACE, source: NextSource = NO_NEXT_SOURCE
         place: Where the key is.
         source: Where the new one comes from.
     """
-    return run_command(partial(auth_commands.refresh, place.store(), source.refresh(os.environ)))
+    return run_command(
+        partial(auth_commands.refresh, place.open(os.environ), source.refresh(os.environ))
+    )
 
 
 @auth.command
@@ -198,7 +195,7 @@ def logout(*, place: Place = DEFAULT_PLACE) -> int:
     Args:
         place: Where the key is.
     """
-    return run_command(partial(auth_commands.logout, place.store()))
+    return run_command(partial(auth_commands.logout, place.open(os.environ)))
 
 
 @auth.command
@@ -211,7 +208,9 @@ def token(*, place: Place = DEFAULT_PLACE, source: NextSource = NO_NEXT_SOURCE) 
         place: Where the key is.
         source: Where a new one comes from.
     """
-    return run_command(partial(auth_commands.token, place.store(), source.refresh(os.environ)))
+    return run_command(
+        partial(auth_commands.token, place.open(os.environ), source.refresh(os.environ))
+    )
 
 
 @app.command

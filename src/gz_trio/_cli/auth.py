@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from getpass import getpass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -18,15 +18,19 @@ from .. import (
     FileKeyStore,
     GatewayRefresh,
     Key,
+    KeyringKeyStore,
     OAuthRefresh,
     Record,
+    RedisKeyStore,
     open_authenticator,
 )
 from .run import UsageError
 
 CLIENT_SECRET, IDENTITY_TOKEN = "GZ_CLIENT_SECRET", "GZ_IDENTITY_TOKEN"
+REDIS_URL = "GZ_REDIS_URL"
 
 Refresh = Callable[[Key | None], Awaitable[Key]]
+Store = FileKeyStore | KeyringKeyStore | RedisKeyStore
 
 
 @Parameter(name="*")
@@ -34,14 +38,38 @@ Refresh = Callable[[Key | None], Awaitable[Key]]
 class Place:
     """Where the key is."""
 
+    store: Annotated[
+        Literal["file", "keyring", "redis"],
+        Parameter(
+            help="A key file, the operating system's key ring, or the Redis or Valkey server whose "
+            f"URL is in `{REDIS_URL}`."
+        ),
+    ] = "file"
     key_file: Annotated[
         Path | None, Parameter(help="The key file; by default one in your own state folder.")
     ] = None
-    profile: Annotated[str, Parameter(help="Which of the keys in the file.")] = "default"
+    profile: Annotated[str, Parameter(help="Which of the keys there.")] = "default"
 
-    def store(self) -> FileKeyStore:
-        """The key store there."""
-        return FileKeyStore(self.key_file, profile=self.profile)
+    def open(self, environment: Mapping[str, str]) -> Store:
+        """The key store there.
+
+        Raises:
+            UsageError: An option or a variable lacks, or a package.
+        """
+        if self.store != "file" and self.key_file is not None:
+            raise UsageError(f"--key-file is for --store file, and not for {self.store}")
+        try:
+            match self.store:
+                case "file":
+                    return FileKeyStore(self.key_file, profile=self.profile)
+                case "keyring":
+                    return KeyringKeyStore(profile=self.profile)
+                case "redis" if REDIS_URL in environment:
+                    return RedisKeyStore(environment[REDIS_URL], profile=self.profile)
+                case "redis":
+                    raise UsageError(f"--store redis needs the server's URL in {REDIS_URL}")
+        except (ModuleNotFoundError, ValueError) as error:
+            raise UsageError(str(error)) from None
 
 
 @Parameter(name="*")
@@ -126,7 +154,7 @@ class NextSource(Source):
         )
 
 
-async def login(store: FileKeyStore, given: str | Refresh, *, same_account: bool) -> int:
+async def login(store: Store, given: str | Refresh, *, same_account: bool) -> int:
     """Store the key that was typed, or that a program or a gateway gives."""
     _check_that_it_can_be_written(store)
     key = given if isinstance(given, str) else await given(None)
@@ -139,7 +167,7 @@ async def login(store: FileKeyStore, given: str | Refresh, *, same_account: bool
     return 0
 
 
-async def status(store: FileKeyStore, *, as_json: bool) -> int:
+async def status(store: Store, *, as_json: bool) -> int:
     """Tell what is there, without the key."""
     record = await store.load()
     if as_json:
@@ -149,7 +177,7 @@ async def status(store: FileKeyStore, *, as_json: bool) -> int:
     return 0 if record.key is not None and not record.refused else 1
 
 
-async def refresh(store: FileKeyStore, source: Refresh | None) -> int:
+async def refresh(store: Store, source: Refresh | None) -> int:
     """Replace the key, if it can be: once, however many processes ask for it."""
     if source is None:
         raise UsageError(
@@ -163,7 +191,7 @@ async def refresh(store: FileKeyStore, source: Refresh | None) -> int:
     return 0
 
 
-async def logout(store: FileKeyStore) -> int:
+async def logout(store: Store) -> int:
     """Forget the key, in every process that uses the store."""
     _check_that_it_can_be_written(store)
     async with open_authenticator(store) as authenticator:
@@ -172,7 +200,7 @@ async def logout(store: FileKeyStore) -> int:
     return 0
 
 
-async def token(store: FileKeyStore, source: Refresh | None) -> int:
+async def token(store: Store, source: Refresh | None) -> int:
     """Print the key, and nothing else; a new one, if it has ended and there is a way to one."""
     key = (await store.load()).key
     if key is None and source is None:
@@ -195,8 +223,10 @@ def type_key() -> str:
     return line
 
 
-def _check_that_it_can_be_written(store: FileKeyStore) -> None:
+def _check_that_it_can_be_written(store: Store) -> None:
     """A file of one bare line is somebody else's to write; in memory it would be gone at once."""
+    if not isinstance(store, FileKeyStore):
+        return
     try:
         with store.path.open("rb") as file:
             bare = not file.read(1024).lstrip().startswith(b"{")
@@ -209,11 +239,22 @@ def _check_that_it_can_be_written(store: FileKeyStore) -> None:
         )
 
 
-def _place(store: FileKeyStore) -> str:
-    return f"profile {store.profile} of {store.path}"
+def _place(store: Store) -> str:
+    return f"profile {store.profile} of {name_of(store)}"
 
 
-def _described(store: FileKeyStore, record: Record) -> str:
+def name_of(store: Store) -> str:
+    """Where it is, for people."""
+    match store:
+        case FileKeyStore():
+            return str(store.path)
+        case KeyringKeyStore():
+            return "the key ring"
+        case RedisKeyStore():
+            return store.address
+
+
+def _described(store: Store, record: Record) -> str:
     key = record.key
     if key is None:
         state = "signed out" if record.version else "nobody has signed in yet"
@@ -229,10 +270,10 @@ def _described(store: FileKeyStore, record: Record) -> str:
     return f"{_place(store)}: {', '.join(words)}"
 
 
-def _figures(store: FileKeyStore, record: Record) -> dict[str, object]:
+def _figures(store: Store, record: Record) -> dict[str, object]:
     key = record.key
     return {
-        "path": str(store.path),
+        "store": name_of(store),
         "profile": store.profile,
         "signed_in": key is not None,
         "refused": record.refused,

@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import trio
 
@@ -28,6 +27,7 @@ from .. import (
     open_session,
 )
 from .answer import Answer
+from .auth import Place, name_of
 from .lines import PipedLines, TypedLines
 from .run import INTERRUPTED, UsageError, complain
 
@@ -40,8 +40,8 @@ class Chat:
     Args:
         base_url: Of the gateway.
         model: The model's name, as the gateway knows it.
-        key_file: A file that holds the key; by default the key comes from the environment.
-        profile: Which of the keys in the file, or in the one of `gz-trio auth login`.
+        place: Where the key is; by default it comes from the environment, else from where
+            `gz-trio auth login` puts it.
         refresh_command: A program that prints a key.
         system: The system message.
         max_retries: As for `gz_trio.RetryPolicy`.
@@ -56,8 +56,7 @@ class Chat:
         base_url: str,
         model: str,
         *,
-        key_file: Path | None,
-        profile: str | None,
+        place: Place | None,
         refresh_command: str | None,
         system: str | None,
         max_retries: int,
@@ -65,8 +64,9 @@ class Chat:
     ) -> None:
         self._base_url = base_url
         self._model = model
-        self._stored = key_file is not None or profile is not None
-        self._file = FileKeyStore(key_file, profile=profile or "default")
+        self._stored = place is not None
+        self._key_file = None if place is None else place.key_file
+        self._at_hand = (place or Place()).open(environment)
         self._refresh_command = refresh_command
         self._messages: list[dict[str, object]] = (
             [] if system is None else [{"role": "system", "content": system}]
@@ -103,12 +103,12 @@ class Chat:
     async def _open(self, stack: AsyncExitStack) -> Session:
         self._store: KeyStore
         if not self._stored and self._key is None and self._refresh_command is None:
-            self._stored = self._file.path.exists()  # somebody has signed in
-        self._store = self._file if self._stored else MemoryKeyStore(self._key)
+            self._stored = isinstance(self._at_hand, FileKeyStore) and self._at_hand.path.exists()
+        self._store = self._at_hand if self._stored else MemoryKeyStore(self._key)
         if self._refresh_command is None and (await self._store.load()).key is None:
             raise UsageError(
-                f"the key file {self._file.path} holds no key: `gz-trio auth login` stores one; or "
-                "give --refresh-command"
+                f"{self._place} holds no key: `gz-trio auth login` stores one; or give "
+                "--refresh-command"
                 if self._stored
                 else "no key: sign in by `gz-trio auth login`, set GZ_API_KEY or OPENAI_API_KEY, "
                 "or give --key-file or --refresh-command"
@@ -195,12 +195,20 @@ class Chat:
             words += (
                 f" - set {self._key_variable} to a valid key and start again"
                 if not self._stored
-                else f" - write a valid key into {self._file.path}, and ask again"
+                else f" - {self._remedy}, and ask again"
             )
         return words
 
     @property
     def _help(self) -> str:
-        if not self._stored or self._refresh_command is not None:
-            return ""
-        return f" write a new key into {self._file.path}"
+        return f" {self._remedy}" if self._stored and self._refresh_command is None else ""
+
+    @property
+    def _remedy(self) -> str:
+        if self._key_file is not None:
+            return f"write a new key into {self._key_file}"
+        return "gz-trio auth login --same-account"
+
+    @property
+    def _place(self) -> str:
+        return name_of(self._at_hand)

@@ -106,6 +106,10 @@ class RedisKeyStore:
         ssl_context: For `rediss://`, a context for a private authority, used as it is. By default
             certificate and host name are verified.
 
+    Attributes:
+        address: The URL without user and password.
+        profile: Which of the keys there.
+
     Raises:
         ValueError: `url` is none of these.
         ModuleNotFoundError: The extra is not installed.
@@ -124,7 +128,7 @@ class RedisKeyStore:
                 name="coredis",
             )
         self._url = url
-        self._place = _without_password(url)
+        self.address: Final = _without_password(url)
         # Not coredis's own, which verifies no host name.
         self._options: dict[str, Any] = {"decode_components": True}
         if url.startswith("rediss://"):
@@ -147,7 +151,7 @@ class RedisKeyStore:
         self._held: _Held | None = None
 
     def __repr__(self) -> str:
-        return f"<RedisKeyStore {self._place} profile={self.profile!r}>"
+        return f"<RedisKeyStore {self.address} profile={self.profile!r}>"
 
     async def load(self) -> Record:
         """What the store holds now, or held when the server was reached last. A checkpoint.
@@ -189,7 +193,7 @@ class RedisKeyStore:
             _log.warning(
                 "the refreshed key could not be written to %s: it is kept, and written once the "
                 "server is back",
-                self._place,
+                self.address,
             )
         return True
 
@@ -240,7 +244,7 @@ class RedisKeyStore:
     async def _read(self) -> Record:
         while True:
             fields = await self._call(lambda client: client.hgetall(self._key))
-            record = _record(fields, self._place)
+            record = _record(fields, self.address)
             if record in self._unsaved:  # It was written after all; only the answer was lost.
                 del self._unsaved[: self._unsaved.index(record) + 1]
                 self._stored = record
@@ -318,7 +322,7 @@ class RedisKeyStore:
         asked = trio.current_time()
         if not await self._run(_RENEW, self._lease_key, held.token, str(int(LEASE_SECONDS * 1000))):
             raise KeyStoreError(
-                f"the lease in {self._place} has ended, for the server was not reached in time: "
+                f"the lease in {self.address} has ended, for the server was not reached in time: "
                 "another process may be refreshing the key"
             )
         held.until = asked + LEASE_SECONDS
@@ -327,7 +331,7 @@ class RedisKeyStore:
         try:
             await self._run(_RELEASE, self._lease_key, held.token, self._channel)
         except KeyStoreError:
-            _log.info("the lease in %s was not given back: it ends by itself", self._place)
+            _log.info("the lease in %s was not given back: it ends by itself", self.address)
 
     # The server
 
@@ -415,7 +419,7 @@ class RedisKeyStore:
                     failure: KeyStoreError = told
                 case redis.AuthenticationError():
                     failure = KeyStoreError(
-                        f"{self._place} does not take this user and password: check the URL"
+                        f"{self.address} does not take this user and password: check the URL"
                     )
                 case (
                     redis.ConnectionError()
@@ -428,11 +432,11 @@ class RedisKeyStore:
                     | anyio.EndOfStream()
                 ):
                     failure = _Unreachable(
-                        f"{self._place} cannot be reached: is it up, and the URL right?"
+                        f"{self.address} cannot be reached: is it up, and the URL right?"
                     )
                 case redis.RedisError() as refused:
                     failure = KeyStoreError(
-                        f"{self._place} does not do what a key store needs "
+                        f"{self.address} does not do what a key store needs "
                         f"({type(refused).__name__}): it has to be Redis or Valkey 7 or later, and "
                         "may be no replica"
                     )
