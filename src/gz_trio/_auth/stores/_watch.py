@@ -64,6 +64,8 @@ class FileWatch:
         self._listeners += 1
         if self._listeners == 1:
             self._source = self._arm()
+        elif self._source is not None:
+            self._aim_again(self._source)  # Whoever has come may know the file by another name.
         try:
             async with Background("key file's watch") as nursery:
                 nursery.start_soon(self._follow)
@@ -108,6 +110,16 @@ class FileWatch:
             source.watch({step.parent for step in steps})
         self._steps = steps
 
+    def _aim_again(self, source: Source) -> None:
+        try:
+            self._aim(source)
+        except OSError as error:
+            _log.warning(
+                "a folder on the way to the key file cannot be watched (%s): changes there are not "
+                "noticed",
+                error.strerror,
+            )
+
     @enable_ki_protection
     async def _follow(self) -> None:
         async with self._leader:  # When this one leaves, the next one goes on.
@@ -120,7 +132,7 @@ class FileWatch:
                 for path in touched:
                     self._touched(path.name)
                 if changed is None or (changed | touched) & self._steps:
-                    self._aim(source)
+                    self._aim_again(source)
                     await self._changed()
 
 
@@ -138,12 +150,15 @@ def _steps(path: Path) -> set[Path]:
             here = here.parent
             continue
         here = here / part
-        if here.is_symlink() and len(found) < _MOST_LINKS:
-            found.add(here)
-            target = Path(os.readlink(here))
-            here = Path(target.anchor) if target.is_absolute() else here.parent
-            todo += reversed(target.parts[1:] if target.is_absolute() else target.parts)
-        elif not here.exists():
+        try:
+            if here.is_symlink() and len(found) < _MOST_LINKS:
+                found.add(here)
+                target = Path(os.readlink(here))
+                here = Path(target.anchor) if target.is_absolute() else here.parent
+                todo += reversed(target.parts[1:] if target.is_absolute() else target.parts)
+            elif not here.exists():
+                break
+        except OSError:  # This user may not look any further; reading the file says so.
             break
     return found | {here}
 

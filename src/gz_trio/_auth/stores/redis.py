@@ -180,7 +180,11 @@ class RedisKeyStore:
         await trio.lowlevel.checkpoint()
         try:
             written = replaced(await self._read(), expected_version, record)
-            return written is not None and await self._write(expected_version, written)
+            if written is None:
+                return False
+            # Whoever is told that it was cancelled can count on nothing having been written.
+            with trio.CancelScope(shield=True):  # `CALL_SECONDS` at most
+                return await self._write(expected_version, written)
         except _Unreachable:
             last = self._last
             if last is None or record.key is None or record.epoch != last.epoch:
