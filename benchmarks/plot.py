@@ -39,7 +39,7 @@ def draw(rounds: Rounds, path: Path) -> None:
     )
     _bars(
         held,
-        "Streams a core holds: more is better\na token every 40 ms, 99 % in 5 ms",
+        "Streams a core holds:\nmore is better",
         {
             peer: rounds.median(Case("capacity", peer), lambda one: figure_of(one, "capacity"))
             for peer in PEERS
