@@ -293,7 +293,7 @@ def _span(seconds: float) -> str:
     """A time in the largest unit that leaves two of it, or more.
 
     >>> _span(59), _span(7_000), _span(800_000)
-    ('59 s', '116 min', '9 days')
+    ('59 s', '117 min', '9 days')
     """
     for unit, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * length:

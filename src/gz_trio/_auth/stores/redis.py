@@ -434,6 +434,7 @@ class RedisKeyStore:
                     | anyio.BrokenResourceError()
                     | anyio.ClosedResourceError()
                     | anyio.EndOfStream()
+                    | RuntimeError()  # of a pool whose last connection has just been lost
                 ):
                     failure = _Unreachable(
                         f"{self.address} cannot be reached: is it up, and the URL right?"
