@@ -53,6 +53,11 @@ def never_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WATCHED_RETRY, math.inf)
 
 
+async def take_the_lease(path: Path) -> None:
+    async with FileKeyStore(path).lease():
+        pass
+
+
 async def free_at_once(store: FileKeyStore) -> bool:
     with trio.move_on_after(0.2) as scope:
         async with store.lease():
@@ -74,12 +79,7 @@ async def test_the_lease_is_held_by_one_process_at_a_time(path: Path) -> None:
 async def test_whoever_waits_is_told_when_the_lease_is_given_back(path: Path) -> None:
     async with child("hold", path) as holder, trio.open_nursery() as nursery:
         assert await holder.line() == "held"
-
-        async def take_it() -> None:
-            async with FileKeyStore(path).lease():
-                pass
-
-        nursery.start_soon(take_it)
+        nursery.start_soon(take_the_lease, path)
         await trio.testing.wait_all_tasks_blocked(0.1)
         await holder.go_on()
 
@@ -89,12 +89,7 @@ async def test_whoever_waits_is_told_when_the_lease_is_given_back(path: Path) ->
 async def test_the_lease_of_a_process_that_is_killed_is_free_at_once(path: Path) -> None:
     async with child("hold", path) as holder, trio.open_nursery() as nursery:
         assert await holder.line() == "held"
-
-        async def take_it() -> None:
-            async with FileKeyStore(path).lease():
-                pass
-
-        nursery.start_soon(take_it)
+        nursery.start_soon(take_the_lease, path)
         await trio.testing.wait_all_tasks_blocked(0.1)
         holder.process.send_signal(signal.SIGKILL)
 
@@ -108,12 +103,7 @@ async def test_where_nothing_tells_of_the_holders_end_a_waiter_tries_again(
     async with child("hold", path) as holder, trio.open_nursery() as nursery:
         assert await holder.line() == "held"
         path.with_name(".keys.json.default.lease").write_bytes(signed)
-
-        async def take_it() -> None:
-            async with FileKeyStore(path).lease():
-                pass
-
-        nursery.start_soon(take_it)
+        nursery.start_soon(take_the_lease, path)
         await trio.testing.wait_all_tasks_blocked()
         holder.process.send_signal(signal.SIGKILL)
 
@@ -126,12 +116,7 @@ async def test_where_the_system_watches_no_process_a_waiter_tries_again(
     monkeypatch.setattr(RETRY, 0.05)
     async with child("hold", path) as holder, trio.open_nursery() as nursery:
         assert await holder.line() == "held"
-
-        async def take_it() -> None:
-            async with FileKeyStore(path).lease():
-                pass
-
-        nursery.start_soon(take_it)
+        nursery.start_soon(take_the_lease, path)
         await trio.testing.wait_all_tasks_blocked()
         holder.process.send_signal(signal.SIGKILL)
 
