@@ -391,6 +391,17 @@ async def test_leaving_while_the_server_is_away_takes_no_time(server: RedisServe
     server.thaw()
 
 
+async def test_a_write_outlives_the_connection_that_it_went_over(server: RedisServer) -> None:
+    """As a refusal does that is stored while its authenticator is left."""
+    for version in range(20):
+        store = RedisKeyStore(server.url)
+        async with trio.open_nursery() as nursery, store.changes():
+            nursery.start_soon(put, store, version, f"sk-{version}")
+            for _ in range(version):
+                await trio.lowlevel.checkpoint()
+        assert await RedisKeyStore(server.url).load() == held(version + 1, f"sk-{version}")
+
+
 async def test_a_bug_in_the_users_block_comes_out_as_it_is(server: RedisServer) -> None:
     store, bug = RedisKeyStore(server.url), LookupError("a bug")
     for block in (store.changes, store.lease):

@@ -345,18 +345,19 @@ class RedisKeyStore:
 
     async def _call(self, ask: Callable[[coredis.Redis[str]], Awaitable[T]]) -> T:
         """What the server answers, over a connection that is there, or one for this alone."""
-        connection: trio.CancelScope | None = None
-        try:
-            with self._told_apart(), trio.fail_after(CALL_SECONDS):
-                if self._clients:
-                    client, connection = self._clients[-1]
+        if self._clients:
+            shared = client, connection = self._clients[-1]
+            try:
+                with self._told_apart(), trio.fail_after(CALL_SECONDS):
                     return await ask(client)
-                async with self._open() as client:
-                    return await ask(client)
-        except _Unreachable:
-            if connection is not None:
-                connection.cancel()  # Another one will tell when the server is back.
-            raise
+            except _Unreachable:
+                if shared in self._clients:
+                    connection.cancel()  # Another one will tell when the server is back.
+                    raise
+                # Whoever had it has left `changes`: that says nothing of the server.
+        with self._told_apart(), trio.fail_after(CALL_SECONDS):
+            async with self._open() as client:
+                return await ask(client)
 
     @enable_ki_protection
     async def _listen(self, armed: trio.Event) -> None:
