@@ -46,7 +46,8 @@ def tests(session: nox.Session) -> None:
             *("tests/chat", "tests/test_front_end_plan.py", "tests/test_secrets.py"),
             # httpcore looks at all connections for each, so they take a third of all the time.
             "--ignore=tests/chat/test_thousand_streams.py",
-            "--ignore=tests/chat/test_processes.py",  # Other processes have transports of their own.
+            # Other processes have transports of their own.
+            "--ignore=tests/chat/test_processes.py",
         ]
         for transport in ("streams", "httpx"):
             session.run("pytest", f"--transport={transport}", *of_replies)
