@@ -183,7 +183,7 @@ class KeyringKeyStore:
             )
         await self._ask(partial(keyring.set_password, SERVICE, name, text))
 
-    async def _forget(self, name: str) -> None:
+    async def _forget(self, name: str) -> None:  # noqa: ASYNC910 - one, unless that fails at once
         import keyring  # noqa: PLC0415 - it is an extra
 
         with suppress(KeyStoreError):  # An entry too many, which nothing names.
