@@ -331,7 +331,7 @@ class RedisKeyStore:
             )
         held.until = asked + LEASE_SECONDS
 
-    async def _release(self, held: _Held) -> None:
+    async def _release(self, held: _Held) -> None:  # noqa: ASYNC910 - one, unless it fails at once
         try:
             await self._run(_RELEASE, self._lease_key, held.token, self._channel)
         except KeyStoreError:
@@ -343,9 +343,7 @@ class RedisKeyStore:
         answer = await self._call(lambda client: client.eval(script, [key], [*arguments]))
         return answer == 1
 
-    async def _call(  # noqa: ASYNC910 - `_told_apart` swallows nothing
-        self, ask: Callable[[coredis.Redis[str]], Awaitable[T]]
-    ) -> T:
+    async def _call(self, ask: Callable[[coredis.Redis[str]], Awaitable[T]]) -> T:
         """What the server answers, over a connection that is there, or one for this alone."""
         if self._clients:
             shared = client, connection = self._clients[-1]
