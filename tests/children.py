@@ -44,7 +44,7 @@ async def open_child(module: str, *arguments: object) -> AsyncGenerator[Child]:
         cwd=Path(__file__).parents[1],
     )
     try:
-        with trio.fail_after(60):
+        with trio.fail_after(60):  # noqa: ASYNC100 - those of the block
             yield Child(process)
     finally:
         process.kill()

@@ -55,8 +55,7 @@ class RedisServer:
         """End it at once."""
         if self._process is not None:
             self._process.kill()
-            with trio.CancelScope(shield=True):
-                await self._process.wait()
+            await self._process.wait()
             assert self._process.stdout is not None
             await trio.aclose_forcefully(self._process.stdout)
             self._process = None
@@ -81,4 +80,5 @@ async def redis_server(folder: Path, *options: str) -> AsyncGenerator[RedisServe
     try:
         yield server
     finally:
-        await server.stop()
+        with trio.move_on_after(10, shield=True):
+            await server.stop()
