@@ -21,10 +21,11 @@ class Child:
     async def line(self) -> str:
         """The next line that it prints."""
         assert self.process.stdout is not None
-        while b"\n" not in self._output:
-            more = await self.process.stdout.receive_some()
-            assert more, "the child has ended"
-            self._output += more
+        with trio.fail_after(60):
+            while b"\n" not in self._output:
+                more = await self.process.stdout.receive_some()
+                assert more, "the child has ended"
+                self._output += more
         line, _, self._output = self._output.partition(b"\n")
         return line.decode()
 
@@ -36,7 +37,7 @@ class Child:
 
 @asynccontextmanager
 async def open_child(module: str, *arguments: object) -> AsyncGenerator[Child]:
-    """A process that runs a module of the tests, until the end of the block; 60 seconds at most."""
+    """A process that runs a module of the tests, until the end of the block."""
     process = await trio.lowlevel.open_process(
         [sys.executable, "-m", module, *map(str, arguments)],
         stdin=subprocess.PIPE,
@@ -44,8 +45,7 @@ async def open_child(module: str, *arguments: object) -> AsyncGenerator[Child]:
         cwd=Path(__file__).parents[1],
     )
     try:
-        with trio.fail_after(60):  # noqa: ASYNC100 - those of the block
-            yield Child(process)
+        yield Child(process)
     finally:
         process.kill()
         with trio.CancelScope(shield=True):
