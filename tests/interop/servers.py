@@ -5,6 +5,7 @@ import os
 import pwd
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -110,7 +111,17 @@ class Engine:
         ]  # fmt: skip
         with child(command, self.log, cwd=self._folder, env=env) as process:
             wait_for(lambda: listens(self.port), "the engine starts", process, self.log)
+            self._process = process
             yield
+
+    @contextmanager
+    def frozen(self) -> Generator[None]:
+        """It says nothing more meanwhile: on a fast machine an answer is over in no time."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
 
 CONFIGURATION = """\

@@ -67,7 +67,8 @@ async def test_a_chat_at_a_terminal_outlives_rotations(
         await chat.type(f"{question}\r")
         expected = [*title, f"> {question}"]
         await chat.until(lambda: len("".join(chat.shown[3:])) > 2)
-        await trio.to_thread.run_sync(front.stop)
+        with engine.frozen():
+            await trio.to_thread.run_sync(front.stop)
         await chat.until(lambda: chat.shown[-1] == CONNECTING)
         front.accept_only("sk-interop-2")
         await trio.to_thread.run_sync(front.start)
