@@ -5,7 +5,6 @@ import os
 import pwd
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -111,17 +110,7 @@ class Engine:
         ]  # fmt: skip
         with child(command, self.log, cwd=self._folder, env=env) as process:
             wait_for(lambda: listens(self.port), "the engine starts", process, self.log)
-            self._process = process
             yield
-
-    @contextmanager
-    def frozen(self) -> Generator[None]:
-        """It says nothing more meanwhile: on a fast machine an answer is over in no time."""
-        self._process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._process.send_signal(signal.SIGCONT)
 
 
 CONFIGURATION = """\
@@ -155,6 +144,7 @@ http {{
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_buffering off;
+            include speed.conf;
         }}
     }}
 }}
@@ -179,6 +169,7 @@ class Front:
             )
         )
         self.accept_only(key)
+        self.limit(0)
 
     @staticmethod
     def installed() -> bool:
@@ -198,6 +189,10 @@ class Front:
     def accept_only(self, key: str) -> None:
         """Rewrite the map; it counts from the next start or reload on."""
         (self._folder / "keys.map").write_text(f'"Bearer {key}" 1;\n')
+
+    def limit(self, bytes_a_second: int) -> None:
+        """How fast an answer may travel; 0: as it comes. It counts as the map does."""
+        (self._folder / "speed.conf").write_text(f"limit_rate {bytes_a_second};\n")
 
     def start(self) -> None:
         self._process = self._running.enter_context(
