@@ -5,10 +5,12 @@ import os
 import pwd
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator
@@ -110,7 +112,28 @@ class Engine:
         ]  # fmt: skip
         with child(command, self.log, cwd=self._folder, env=env) as process:
             wait_for(lambda: listens(self.port), "the engine starts", process, self.log)
+            self._process = process
             yield
+
+    @contextmanager
+    def slowed(self) -> Generator[None]:
+        """Works for a small part of the time: on a fast machine an answer is over in no time."""
+        ended = threading.Event()
+
+        def slow_down() -> None:
+            while not ended.is_set():
+                self._process.send_signal(signal.SIGSTOP)
+                time.sleep(0.05)
+                self._process.send_signal(signal.SIGCONT)
+                time.sleep(0.002)
+
+        thread = threading.Thread(target=slow_down)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 CONFIGURATION = """\
@@ -144,7 +167,6 @@ http {{
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_buffering off;
-            include speed.conf;
         }}
     }}
 }}
@@ -169,7 +191,6 @@ class Front:
             )
         )
         self.accept_only(key)
-        self.limit(0)
 
     @staticmethod
     def installed() -> bool:
@@ -189,10 +210,6 @@ class Front:
     def accept_only(self, key: str) -> None:
         """Rewrite the map; it counts from the next start or reload on."""
         (self._folder / "keys.map").write_text(f'"Bearer {key}" 1;\n')
-
-    def limit(self, bytes_a_second: int) -> None:
-        """How fast an answer may travel; 0: as it comes. It counts as the map does."""
-        (self._folder / "speed.conf").write_text(f"limit_rate {bytes_a_second};\n")
 
     def start(self) -> None:
         self._process = self._running.enter_context(
