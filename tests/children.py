@@ -11,6 +11,12 @@ from pathlib import Path
 import trio
 
 
+def say(line: str) -> None:
+    """In the process: print a line for whoever has started it."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 class Child:
     """A process that tells of itself in lines."""
 

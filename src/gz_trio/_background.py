@@ -50,8 +50,8 @@ class Background:
             await self._manager.__aexit__(None, None, None)  # noqa: ASYNC102
         except BaseException as raised:  # noqa: ASYNC103 - what is to come out is chosen below
             leftover = raised
-        leaves = list(_leaves(leftover))
-        failures = [leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)]
+        ends = list(leaves(leftover))
+        failures = [leaf for leaf in ends if not isinstance(leaf, trio.Cancelled)]
         for fatal in (error, *failures):
             if isinstance(fatal, KeyboardInterrupt | SystemExit):
                 return _raise(fatal, error)  # noqa: ASYNC910 - a nursery's end is one
@@ -66,8 +66,8 @@ class Background:
                 f"the {self._name} stopped: a background task failed "
                 f"({', '.join(type(failure).__name__ for failure in failures)})"
             ) from cause
-        if error is None and leaves:
-            return _raise(leaves[0], error)  # noqa: ASYNC910
+        if error is None and ends:
+            return _raise(ends[0], error)  # noqa: ASYNC910
         return False  # noqa: ASYNC910
 
     def _without_our_cancellation(self, error: BaseException) -> BaseException:
@@ -92,13 +92,14 @@ def _raise(chosen: BaseException, current: BaseException | None) -> bool:
         chosen.__context__ = context
 
 
-def _leaves(error: BaseException | None) -> Iterator[BaseException]:
+def leaves(error: BaseException | None) -> Iterator[BaseException]:
+    """The exceptions in a group, and in groups in it; an exception that is none, itself."""
     if isinstance(error, BaseExceptionGroup):
         for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from _leaves(inner)
+            yield from leaves(inner)
     elif error is not None:
         yield error
 
 
 def _only_cancelled(error: BaseException) -> bool:
-    return all(isinstance(leaf, trio.Cancelled) for leaf in _leaves(error))
+    return all(isinstance(leaf, trio.Cancelled) for leaf in leaves(error))

@@ -22,12 +22,7 @@ import filelock
 import trio
 
 from gz_trio import AuthenticationError, FileKeyStore, Key, Record, open_authenticator
-
-
-def say(line: str) -> None:
-    """To whoever has started this process."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+from tests.children import say
 
 
 async def hold(store: FileKeyStore) -> None:

@@ -197,7 +197,7 @@ def test_without_the_extra_it_says_which_one_is_missing(monkeypatch: pytest.Monk
         assert name == "keyring"
         return None
 
-    monkeypatch.setattr(f"{MODULE}.find_spec", missing)
+    monkeypatch.setattr("gz_trio._auth.stores._shared.find_spec", missing)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'gz-trio\[keyring\]'"):
         KeyringKeyStore()
 

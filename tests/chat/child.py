@@ -21,12 +21,7 @@ from gz_trio import (
     open_authenticator,
     open_gateway,
 )
-
-
-def say(line: str) -> None:
-    """To whoever has started this process."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+from tests.children import say
 
 
 async def main(base_url: str, place: str, number: int, sessions: int) -> None:

@@ -28,7 +28,7 @@ from .._protocol.errors import (
     RefreshError,
     RefreshTimeout,
 )
-from .._protocol.keys import Key, Record, jwt_expiry
+from .._protocol.keys import Key, Record, bare_key
 from .._protocol.refresh import (
     AuthState,
     Decision,
@@ -228,7 +228,7 @@ class Authenticator:
         Raises:
             ValueError: `key` is a string that can be no key.
         """
-        new = Key(key, expires_at=jwt_expiry(key)) if isinstance(key, str) else key
+        new = bare_key(key) if isinstance(key, str) else key
         await self._write(new, new_epoch=not same_account)
         return self._machine.record.key or new
 
@@ -402,10 +402,9 @@ class Authenticator:
         while True:
             observed = self._observed
             key = self._machine.wants_early_refresh()
-            if key is None or key.expires_at is None:
-                await observed.wait()
-                continue
-            at = early_refresh_time(key.expires_at, self._now(), random.random())
+            at = None
+            if key is not None and key.expires_at is not None:
+                at = early_refresh_time(key.expires_at, self._now(), random.random())
             if at is None:
                 await observed.wait()
                 continue
@@ -568,7 +567,7 @@ def _next_key(answer: object, old: Key | None) -> Key:
     """
     if isinstance(answer, str):
         try:
-            answer = Key(answer, expires_at=jwt_expiry(answer))
+            answer = bare_key(answer)
         except ValueError as error:
             raise RefreshError(f"the refresh callable gave no usable key: {error}") from None
     if not isinstance(answer, Key):

@@ -18,7 +18,7 @@ import trio
 
 from .._protocol import lenient_json
 from .._protocol.errors import RefreshError
-from .._protocol.keys import Key, jwt_expiry
+from .._protocol.keys import Key, bare_key, jwt_expiry
 from .shield import FINISH_SECONDS, shielded_after_cancel
 
 
@@ -205,7 +205,7 @@ def _printed_key(output: bytes, name: str, now: float) -> Key:
                 "go to standard error"
             )
         elif text[0] not in "\"'[":  # as `jq` prints a string; no key begins so
-            key = Key(text, expires_at=jwt_expiry(text))
+            key = bare_key(text)
     if key is None:
         raise RefreshError(f"{name} {problem}")
     return key

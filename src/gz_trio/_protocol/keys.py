@@ -73,6 +73,15 @@ class Record:
     refused: bool = False
 
 
+def bare_key(value: str) -> Key:
+    """The key of which `value` is all that is known: when it ends is what it says itself.
+
+    Raises:
+        ValueError: As for `Key`.
+    """
+    return Key(value, expires_at=jwt_expiry(value))
+
+
 def jwt_expiry(value: str) -> float | None:
     """When a key that is a JSON Web Token ends: its `exp`, in seconds of Unix time.
 

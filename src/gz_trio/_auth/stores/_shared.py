@@ -1,10 +1,11 @@
-"""What every key store does alike: the compare-and-swap step, and telling of changes."""
+"""What key stores do alike: the compare-and-swap step, telling of changes, asking for an extra."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from importlib.util import find_spec
 
 import trio
 
@@ -36,6 +37,20 @@ def replaced(current: Record, expected_version: int, record: Record) -> Record |
         generation = current.key.generation if same and current.key is not None else version
         key = replace(key, generation=generation, epoch=record.epoch)
     return Record(version, record.epoch, key, record.refused)
+
+
+def require(package: str, extra: str, *, of: str) -> None:
+    """See to it that a package is installed, which comes with an extra, for the class `of`.
+
+    Raises:
+        ModuleNotFoundError: It is not; the message says what to install.
+    """
+    if find_spec(package) is None:
+        raise ModuleNotFoundError(
+            f"{of} needs the package {package}, which comes with the extra {extra}: "
+            f"pip install 'gz-trio[{extra}]'",
+            name=package,
+        )
 
 
 class Changes:

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -26,6 +25,7 @@ import trio
 
 from ..._protocol.errors import KeyStoreError
 from ..._protocol.keys import Key, Record
+from ._shared import require
 from .file import FileKeyStore
 
 RING_SECONDS = 60.0
@@ -72,12 +72,7 @@ class KeyringKeyStore:
     def __init__(
         self, path: str | os.PathLike[str] | None = None, *, profile: str = "default"
     ) -> None:
-        if find_spec("keyring") is None:
-            raise ModuleNotFoundError(
-                "KeyringKeyStore needs the package keyring, which comes with the extra keyring: "
-                "pip install 'gz-trio[keyring]'",
-                name="keyring",
-            )
+        require("keyring", "keyring", of="KeyringKeyStore")
         if path is None:
             path = Path(platformdirs.user_state_dir("gz-trio"), "keyring.json")
         self._file = FileKeyStore(path, profile=profile)

@@ -18,23 +18,21 @@ from collections.abc import (
     Awaitable,
     Callable,
     Generator,
-    Iterator,
     Mapping,
 )
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import trio
 from trio.lowlevel import enable_ki_protection
 
-from ..._background import Background
+from ..._background import Background, leaves
 from ..._protocol.errors import KeyStoreError
 from ..._protocol.keys import Key, Record
-from ._shared import Changes, replaced
+from ._shared import Changes, replaced, require
 
 if TYPE_CHECKING:
     import coredis
@@ -121,12 +119,7 @@ class RedisKeyStore:
     def __init__(
         self, url: str, *, profile: str = "default", ssl_context: ssl.SSLContext | None = None
     ) -> None:
-        if find_spec("coredis") is None:
-            raise ModuleNotFoundError(
-                "RedisKeyStore needs the package coredis, which comes with the extra redis: "
-                "pip install 'gz-trio[redis]'",
-                name="coredis",
-            )
+        require("coredis", "redis", of="RedisKeyStore")
         self._url = url
         self.address: Final = _without_password(url)
         # Not coredis's own, which verifies no host name.
@@ -394,7 +387,7 @@ class RedisKeyStore:
 
     def _open(self) -> coredis.Redis[str]:
         import coredis  # noqa: PLC0415 - it is an extra
-        from coredis.retry import NoRetryPolicy  # noqa: PLC0415
+        from coredis.retry import NoRetryPolicy  # noqa: PLC0415 - likewise
 
         client: coredis.Redis[str] = coredis.Redis.from_url(
             self._url,
@@ -409,7 +402,7 @@ class RedisKeyStore:
     def _told_apart(self) -> Generator[None]:
         """Raises one `KeyStoreError` for what coredis raises, in groups or not."""
         import anyio  # noqa: PLC0415 - it comes with coredis, an extra
-        import coredis.exceptions as redis  # noqa: PLC0415
+        import coredis.exceptions as redis  # noqa: PLC0415 - likewise
 
         try:
             yield
@@ -419,7 +412,7 @@ class RedisKeyStore:
                 _, passing = error.split(Exception)
                 if passing is not None:
                     raise passing from None
-            match next(_leaves(error)):
+            match next(leaves(error)):
                 case KeyStoreError() as told:
                     failure: KeyStoreError = told
                 case redis.AuthenticationError():
@@ -513,11 +506,3 @@ def _without_password(url: str) -> str:
         )
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}"
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
