@@ -51,11 +51,13 @@ PATIENCE_SECONDS = 5.0
 RECONNECT_SECONDS = (0.1, 5.0)
 """Between two tries to reach the server: at first, and at most."""
 
-# Each says 1 if it was done.
+# Each says 1 if it was done. A write says so again if it is sent again, as it is where the
+# connection was lost before the answer.
 _REPLACE = """
+if redis.call('HGET', KEYS[1], 'write') == ARGV[3] then return 1 end
 if (redis.call('HGET', KEYS[1], 'version') or '0') ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], unpack(ARGV, 3))
+redis.call('HSET', KEYS[1], 'write', unpack(ARGV, 3))
 redis.call('PUBLISH', ARGV[2], 'changed')
 return 1
 """
@@ -258,8 +260,9 @@ class RedisKeyStore:
         return record
 
     async def _write(self, expected_version: int, record: Record) -> bool:
+        write = secrets.token_hex(16)
         written = await self._run(
-            _REPLACE, self._key, str(expected_version), self._channel, *_fields(record)
+            _REPLACE, self._key, str(expected_version), self._channel, write, *_fields(record)
         )
         if written:
             self._keep_in_mind(record)
@@ -452,7 +455,8 @@ async def _take(key: str, token: str, client: coredis.Redis[str]) -> float | Non
     from coredis.tokens import PureToken  # noqa: PLC0415 - it is an extra
 
     milliseconds = int(LEASE_SECONDS * 1000)
-    if await client.set(key, token, condition=PureToken.NX, px=milliseconds):
+    holder = await client.set(key, token, condition=PureToken.NX, get=True, px=milliseconds)
+    if holder in (None, token):  # Its own where this is sent again: the answer had been lost.
         return None
     return max(await client.pttl(key), 0) / 1000 + 0.01
 
