@@ -113,7 +113,7 @@ api = _connect()
 
 
 class Span:
-    """A span, or nothing where OpenTelemetry is not installed. Made by `start_span`.
+    """A span, or nothing where nobody listens: one is `NO_SPAN`. Made by `start_span`.
 
     Never current by itself: `current` makes it so, for a block of one task.
     """
@@ -160,7 +160,8 @@ class Span:
         self._span.end()
 
 
-_NO_SPAN = Span(None)  # One for all: there are as many as there are streams.
+NO_SPAN = Span(None)
+"""One for all, where OpenTelemetry is not installed or not set up, and for all that is part of it."""
 
 
 def start_span(name: str, attributes: Attributes, *, client: bool = False) -> Span:
@@ -172,9 +173,12 @@ def start_span(name: str, attributes: Attributes, *, client: bool = False) -> Sp
         client: It is about a call to a server.
     """
     if api is None:
-        return _NO_SPAN
+        return NO_SPAN
     kind = trace.SpanKind.CLIENT if client else trace.SpanKind.INTERNAL
-    return Span(api.tracer.start_span(name, kind=kind, attributes=attributes))
+    span = api.tracer.start_span(name, kind=kind, attributes=attributes)
+    # One that is not recorded may still carry what a caller's tracing began.
+    told = span.is_recording() or span.get_span_context().is_valid
+    return Span(span) if told else NO_SPAN
 
 
 def record(histogram: Histogram, value: float, attributes: Attributes) -> None:

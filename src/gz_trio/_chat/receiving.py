@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import TypeVar
 
 import trio
 
@@ -47,6 +47,8 @@ class _AskDifferently(Exception):
     def __init__(self, error: GatewayError) -> None:
         self.error = error
 
+
+T = TypeVar("T")
 
 _Failure = GatewayError | ErrorFrame | _AskDifferently
 """What an attempt ends by, and another one may follow."""
@@ -217,8 +219,8 @@ class Receiver:
     async def _ask(self, key: Key, request: NextRequest) -> None:
         """Send the request; its answer is taken when this returns, or is being taken."""
         headers = {**self._telemetry.headers(), **request.headers}
-        with self._time_limit():
-            response = await self._transport.send(
+        response = await self._in_time(
+            self._transport.send(
                 self._make_request(
                     key,
                     content=request.content,
@@ -226,6 +228,7 @@ class Receiver:
                     connect_timeout=self._connect_timeout,
                 )
             )
+        )
         streams = False
         try:
             self._telemetry.responded(response.status)
@@ -235,8 +238,7 @@ class Receiver:
             kind = content_type.partition(";")[0].strip().lower()
             streams = kind == "text/event-stream"
             if kind == "application/json":
-                with self._time_limit():
-                    body = await read_body(response)
+                body = await self._in_time(read_body(response))
                 self.taking.take_completion(body)
                 self.taking.finish()
                 self._attempt_ended(None)
@@ -253,13 +255,11 @@ class Receiver:
             self._response = response
             response.start(self.taking)
 
-    @contextmanager
-    def _time_limit(self) -> Generator[None]:
-        """Until the answer begins."""
-        with trio.move_on_at(self.taking.deadline()) as scope:
-            yield
-        if scope.cancelled_caught:
-            raise self.taking.too_late()
+    async def _in_time(self, step: Coroutine[object, object, T]) -> T:  # noqa: ASYNC910 - the step's
+        """What `step` gives, if that is before the next bytes have to be here."""
+        with trio.move_on_at(self.taking.deadline()):
+            return await step
+        raise self.taking.too_late()
 
     # While an answer streams: called by what reads the connection, and by the reader
 

@@ -54,6 +54,7 @@ _REQUEST_FIELDS: tuple[tuple[str, str, type[int | float]], ...] = (
     ("presence_penalty", "gen_ai.request.presence_penalty", float),
     ("seed", "gen_ai.request.seed", int),
 )
+_REQUEST_FIELD_NAMES = frozenset(field for field, *_ in _REQUEST_FIELDS)
 _OUTPUT_TYPES = {"text": "text", "json_object": "json", "json_schema": "json"}
 
 
@@ -115,9 +116,11 @@ class ReplyTelemetry:
         self._attempts += 1
         self._status = None
         self._attempt_answer = _NO_ANSWER
-        about, server = self._about_attempt(attempt), _server(self._origin)
-        where = {name: server[name] for name in ("server.address", "server.port")}
-        span = telemetry.start_span("gz_trio.attempt", {**where, **about}, client=True)
+        about, span = self._about_attempt(attempt), self._span
+        if span is not telemetry.NO_SPAN:
+            server = _server(self._origin)
+            where = {name: server[name] for name in ("server.address", "server.port")}
+            span = telemetry.start_span("gz_trio.attempt", {**where, **about}, client=True)
         self._attempt_span = span
         message = "attempt %d begins"
         self._log(logging.DEBUG, "gz_trio.attempt.started", about, message, self._attempts)
@@ -131,7 +134,10 @@ class ReplyTelemetry:
             self._tell_attempt(span, attempt, left=left and not self._ended)
 
     def _tell_attempt(self, span: Span, attempt: Attempt, *, left: bool) -> None:
-        about, error = self._about_attempt(attempt), attempt.cause
+        error = attempt.cause
+        if error is None and self._unheard():
+            return
+        about = self._about_attempt(attempt)
         if self._status is not None:
             about["http.response.status_code"] = self._status
         about |= self._attempt_answer.told()
@@ -220,6 +226,9 @@ class ReplyTelemetry:
         if isinstance(error, trio.ClosedResourceError):
             error, outcome = None, "left"
         self._end_pause()
+        self._measure(error, timing, outcome, usage)
+        if error is None and self._unheard():
+            return
         told: dict[str, str | int | float | Sequence[str]] = {
             "gz_trio.outcome": outcome,
             "gz_trio.reply.attempts": self._attempts,
@@ -233,7 +242,6 @@ class ReplyTelemetry:
         if finish_reasons:
             told["gen_ai.response.finish_reasons"] = tuple(finish_reasons)
         self._span.set(told)
-        self._measure(error, timing, outcome, usage)
         self._log_end(error, timing, told)
         self._span.end(error)
 
@@ -280,6 +288,10 @@ class ReplyTelemetry:
         telemetry.record(telemetry.PAUSE_DURATION, seconds, labels)
         return seconds
 
+    def _unheard(self) -> bool:
+        """Whether what goes as it should is told to nobody."""
+        return self._span is telemetry.NO_SPAN and not _log.isEnabledFor(logging.DEBUG)
+
     def _log(
         self, level: int, event: str, attributes: Attributes, message: str, *values: object
     ) -> None:
@@ -317,7 +329,7 @@ def _server(origin: str) -> dict[str, str | int]:
 def _request(body: Mapping[str, object]) -> dict[str, str | bool | int | float | Sequence[str]]:
     """The parameters of a request; none of its text."""
     found: dict[str, str | bool | int | float | Sequence[str]] = {"gen_ai.request.stream": True}
-    for field, name, kind in _REQUEST_FIELDS:
+    for field, name, kind in () if _REQUEST_FIELD_NAMES.isdisjoint(body) else _REQUEST_FIELDS:
         value = body.get(field)
         if isinstance(value, bool) or not isinstance(value, int | kind):
             continue

@@ -45,7 +45,8 @@ class Deadlines:
             return None
         deadline = Deadline(at, call)
         heapq.heappush(self._heap, deadline)
-        self._waiting.deadline = min(self._waiting.deadline, at)
+        if at < self._waiting.deadline:  # noqa: PLR1730 - setting it costs more than looking
+            self._waiting.deadline = at
         return deadline
 
     def cancel(self, deadline: Deadline) -> None:
