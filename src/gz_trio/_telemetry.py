@@ -161,7 +161,7 @@ class Span:
 
 
 NO_SPAN = Span(None)
-"""One for all, where OpenTelemetry is not installed or not set up, and for all that is part of it."""
+"""One for all where nobody listens: OpenTelemetry is not installed, or not set up."""
 
 
 def start_span(name: str, attributes: Attributes, *, client: bool = False) -> Span:
