@@ -485,6 +485,24 @@ async def test_a_request_carries_its_attempt_s_trace_and_no_baggage(collected: C
     assert headers == {"traceparent": f"00-{ids}-{attempt.trace_flags:02x}"}
 
 
+async def test_without_an_sdk_a_request_carries_the_trace_that_it_came_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gz_trio._telemetry.api", _telemetry.Api(trace.NoOpTracerProvider()))
+    outside = trace.SpanContext(0xA, 0xB, is_remote=True, trace_flags=trace.TraceFlags(1))
+    token = context.attach(trace.set_span_in_context(trace.NonRecordingSpan(outside)))
+    within = ReplyTelemetry(BODY, ORIGIN)
+    context.detach(token)
+    for telemetry, expected in (
+        (within, {"traceparent": f"00-{0xA:032x}-{0xB:016x}-01"}),
+        (ReplyTelemetry(BODY, ORIGIN), {}),
+    ):
+        attempt = an_attempt()
+        with telemetry.receiving(), attempt_of(telemetry, attempt):
+            assert telemetry.headers() == expected
+        telemetry.ended(None, timing())
+
+
 # Log records
 
 
