@@ -12,7 +12,12 @@ from sybil.parsers.rest import DocTestParser
 import gz_trio
 from gz_trio.testing import FakeGateway
 
-pytest_plugins = ["gz_trio.testing.fixtures", "tests.secrets_guard", "tests.transports"]
+pytest_plugins = [
+    "gz_trio.testing.fixtures",
+    "tests.places",
+    "tests.secrets_guard",
+    "tests.transports",
+]
 
 # An ordinary run tries the same examples each time, so that it fails only for what was changed;
 # the other two draw by `--hypothesis-seed`. No deadline: it would measure the machine.

@@ -10,6 +10,13 @@ from pathlib import Path
 
 import trio
 
+from gz_trio import FileKeyStore, KeyStore, RedisKeyStore
+
+
+def store_at(place: str) -> KeyStore:
+    """The key store that processes share: at a path, or at the URL of a Redis server."""
+    return RedisKeyStore(place) if place.startswith("redis:") else FileKeyStore(place)
+
 
 def say(line: str) -> None:
     """In the process: print a line for whoever has started it."""

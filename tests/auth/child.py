@@ -1,17 +1,20 @@
-"""Another process that uses a key file: what it is to do comes as arguments, and lines tell of it.
+"""Another process that uses a key store: what it is to do comes as arguments, and lines tell of it.
 
-python -m tests.auth.child hold FILE            has the lease until a line comes, or for good
-python -m tests.auth.child follow FILE          prints the key at first, and with each change
-python -m tests.auth.child count FILE TIMES     raises the number that is the key, so many times
+PLACE is a file or the URL of a Redis server, where leases last a second with `SHORT_LEASE` set.
+
+python -m tests.auth.child hold PLACE           has the lease until a line comes, or for good
+python -m tests.auth.child follow PLACE         prints the key at first, and with each change
+python -m tests.auth.child count PLACE TIMES    raises the number that is the key, so many times
 python -m tests.auth.child lock FILE            has the lock for a write until a line comes
-python -m tests.auth.child refresh FILE WHEN    refreshes; its new key comes after so many seconds,
+python -m tests.auth.child refresh PLACE WHEN   refreshes; its new key comes after so many seconds,
                                                 or with `later` when a line does
-python -m tests.auth.child spend FILE           refreshes by a token that can be spent once, the
-                                                file TOKEN beside FILE, and never gets a key
+python -m tests.auth.child spend PLACE TOKEN    refreshes by a token that can be spent once, the
+                                                file TOKEN, and never gets a key
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -21,18 +24,24 @@ from pathlib import Path
 import filelock
 import trio
 
-from gz_trio import AuthenticationError, FileKeyStore, Key, Record, open_authenticator
-from tests.children import say
+from gz_trio import AuthenticationError, Key, KeyStore, Record, open_authenticator
+from gz_trio._auth.stores import redis
+from tests.children import say, store_at
 
 
-async def hold(store: FileKeyStore) -> None:
+def shorten_leases() -> None:
+    """Seconds become tenths."""
+    redis.LEASE_SECONDS, redis.RENEW_SECONDS, redis.LEFT_SECONDS = 1.0, 0.3, 0.6
+
+
+async def hold(store: KeyStore) -> None:
     async with store.lease():
         say("held")
         await trio.to_thread.run_sync(sys.stdin.readline)
     say("released")
 
 
-async def follow(store: FileKeyStore) -> None:
+async def follow(store: KeyStore) -> None:
     async with store.changes() as changes:
         while True:
             key = (await store.load()).key
@@ -40,7 +49,7 @@ async def follow(store: FileKeyStore) -> None:
             await changes.receive()
 
 
-async def count(store: FileKeyStore, times: int) -> None:
+async def count(store: KeyStore, times: int) -> None:
     while times:
         record = await store.load()
         number = 0 if record.key is None else int(record.key.value)
@@ -48,7 +57,7 @@ async def count(store: FileKeyStore, times: int) -> None:
         times -= await store.replace(record.version, replace(new, version=record.version))
 
 
-async def refresh(store: FileKeyStore, answer: Callable[[Key | None], Awaitable[str]]) -> None:
+async def refresh(store: KeyStore, answer: Callable[[Key | None], Awaitable[str]]) -> None:
     async with open_authenticator(store, answer) as authenticator:
         try:
             say((await authenticator.refresh()).value)
@@ -75,8 +84,10 @@ async def spend(token: trio.Path, rejected: Key | None) -> str:
 
 
 def main() -> None:
-    command, path, *rest = sys.argv[1:]
-    store = FileKeyStore(path)
+    command, place, *rest = sys.argv[1:]
+    if "SHORT_LEASE" in os.environ:
+        shorten_leases()
+    store = store_at(place)
     match command:
         case "hold":
             trio.run(hold, store)
@@ -87,9 +98,9 @@ def main() -> None:
         case "refresh":
             trio.run(refresh, store, partial(answer_in_time, rest[0]))
         case "spend":
-            trio.run(refresh, store, partial(spend, trio.Path(path).with_name("TOKEN")))
+            trio.run(refresh, store, partial(spend, trio.Path(rest[0])))
         case "lock":
-            with filelock.FileLock(Path(path).with_name(f".{Path(path).name}.lock")):
+            with filelock.FileLock(Path(place).with_name(f".{Path(place).name}.lock")):
                 say("held")
                 sys.stdin.readline()
         case _:

@@ -527,6 +527,12 @@ def public_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+async def lease_and_load(path: Path) -> Record:
+    store = FileKeyStore(path)
+    async with store.lease():
+        return await store.load()
+
+
 def in_child(function: Callable[[], str]) -> str:
     """What `function` returns in a child process, as an unprivileged user: root reads everything.
 
@@ -538,6 +544,7 @@ def in_child(function: Callable[[], str]) -> str:
         put_file(Path(folder, "key"), "sk-1\n")
         trio.run(FileKeyStore(Path(folder, "key")).load)
         trio.run(FileKeyStore(Path(folder, "keys.json")).replace, 0, new("sk-1"))
+        trio.run(lease_and_load, Path(folder, "keys.json"))
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         # Trio's idle worker threads, of which the child's Trio knows that they are gone.
@@ -603,6 +610,36 @@ def test_a_folder_that_may_not_be_written_leaves_the_old_file_whole(public_folde
     assert "secret" not in answer
     assert path.read_text() == document(1, "sk-old")
     assert os.listdir(public_folder) == ["keys.json"]
+
+
+@posix
+def test_a_folder_that_may_not_be_written_has_no_lease(public_folder: Path) -> None:
+    path = public_folder / "keys.json"
+
+    def child() -> str:
+        put_file(path, document(1, "sk-secret"))
+        public_folder.chmod(0o500)
+        return attempt(lambda: trio.run(lease_and_load, path))
+
+    answer = in_child(child)
+    assert f"PermissionError: the key file {path} cannot be locked" in answer
+    assert "let this user write to its folder" in answer
+    assert "secret" not in answer
+
+
+@posix
+def test_a_full_disk_has_a_lease_all_the_same(public_folder: Path) -> None:
+    """A refresh that is told of in vain is better than a key that nobody renews."""
+    import resource
+
+    path = public_folder / "keys.json"
+
+    def child() -> str:
+        put_file(path, document(1, "sk-old"))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        return str(trio.run(lease_and_load, path).version)
+
+    assert in_child(child) == "1"
 
 
 @posix

@@ -1,4 +1,4 @@
-"""One key file, several processes: one writes at a time, one refreshes, all see what one does."""
+"""One key store, several processes: one writes at a time, one refreshes, all see what one does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from gz_trio import (
     RefreshError,
     open_authenticator,
 )
-from tests.children import Child, open_child
+from gz_trio._auth.stores import redis
+from tests.auth.child import shorten_leases
+from tests.children import Child, open_child, store_at
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 
@@ -51,6 +53,15 @@ def never_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever waits for a lease is told when to try, or waits for ever."""
     monkeypatch.setattr(RETRY, math.inf)
     monkeypatch.setattr(WATCHED_RETRY, math.inf)
+
+
+@pytest.fixture
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Redis, where nobody is told that its holder has died. There and in the other processes."""
+    for name in ("LEASE_SECONDS", "RENEW_SECONDS", "LEFT_SECONDS"):
+        monkeypatch.setattr(redis, name, getattr(redis, name))
+    shorten_leases()
+    monkeypatch.setenv("SHORT_LEASE", "")
 
 
 async def take_the_lease(path: Path) -> None:
@@ -163,16 +174,16 @@ async def test_a_child_that_was_forked_does_not_keep_the_lease_of_its_parent(pat
         os.waitpid(forked, 0)  # noqa: ASYNC222 - it was killed
 
 
-async def test_of_writers_in_several_processes_none_loses_a_write(path: Path) -> None:
+async def test_of_writers_in_several_processes_none_loses_a_write(place: str) -> None:
     async with trio.open_nursery() as nursery:
 
         async def count() -> None:
-            async with child("count", path, 25) as counter:
+            async with child("count", place, 25) as counter:
                 assert await counter.process.wait() == 0
 
         for _ in range(4):
             nursery.start_soon(count)
-    record = await FileKeyStore(path).load()
+    record = await store_at(place).load()
     assert record.version == 100
     assert record.key is not None
     assert record.key.value == "100"
@@ -189,9 +200,9 @@ async def test_a_write_waits_for_another_process_and_not_for_ever(
     assert await FileKeyStore(path).replace(0, Record(key=Key("sk-1")))
 
 
-async def test_a_sign_in_in_one_process_is_seen_in_another(path: Path) -> None:
-    store = FileKeyStore(path)
-    async with child("follow", path) as follower:
+async def test_a_sign_in_in_one_process_is_seen_in_another(place: str) -> None:
+    store = store_at(place)
+    async with child("follow", place) as follower:
         assert await follower.line() == "none"
         for version in range(3):
             assert await store.replace(version, Record(epoch=version, key=Key(f"sk-{version}")))
@@ -212,16 +223,16 @@ async def test_a_change_is_seen_in_a_folder_that_did_not_exist(tmp_path: Path) -
 # Refreshes
 
 
-async def test_one_process_refreshes_and_the_others_take_its_key(path: Path) -> None:
-    await FileKeyStore(path).replace(0, Record(epoch=1, key=Key("sk-1")))
+async def test_one_process_refreshes_and_the_others_take_its_key(place: str) -> None:
+    await store_at(place).replace(0, Record(epoch=1, key=Key("sk-1")))
     keys: list[str] = []
 
     async def wait() -> None:
         keys.append((await authenticator.refresh("sk-1")).value)
 
     async with (
-        child("refresh", path, "later") as refreshing,
-        open_authenticator(FileKeyStore(path), never) as authenticator,
+        child("refresh", place, "later") as refreshing,
+        open_authenticator(store_at(place), never) as authenticator,
         trio.open_nursery() as nursery,
     ):
         assert await refreshing.line() == "refreshing"
@@ -236,10 +247,10 @@ async def never(_: Key | None) -> str:
     raise AssertionError("nobody else refreshes")
 
 
-async def test_a_sign_out_during_the_refresh_of_another_process_wins(path: Path) -> None:
-    store = FileKeyStore(path)
+async def test_a_sign_out_during_the_refresh_of_another_process_wins(place: str) -> None:
+    store = store_at(place)
     await store.replace(0, Record(epoch=1, key=Key("sk-1")))
-    async with child("refresh", path, "later") as refreshing:
+    async with child("refresh", place, "later") as refreshing:
         assert await refreshing.line() == "refreshing"
         async with open_authenticator(store) as authenticator:
             await authenticator.sign_out()
@@ -250,11 +261,13 @@ async def test_a_sign_out_during_the_refresh_of_another_process_wins(path: Path)
             assert authenticator.state.key is None
 
 
+@pytest.mark.usefixtures("short_lease")
 async def test_a_token_that_was_spent_by_a_process_that_died_ends_in_one_refusal_for_all(
-    path: Path,
+    place: str, tmp_path: Path
 ) -> None:
-    path.with_name("TOKEN").touch()
-    store = FileKeyStore(path)
+    token = tmp_path / "TOKEN"
+    token.touch()
+    store = store_at(place)
     await store.replace(0, Record(epoch=1, key=Key("sk-1")))
     calls = 0
     told: list[str] = []
@@ -270,9 +283,9 @@ async def test_a_token_that_was_spent_by_a_process_that_died_ends_in_one_refusal
         told.append(str(caught.value))
 
     async with (
-        child("spend", path) as spender,
+        child("spend", place, token) as spender,
         open_authenticator(store, spend) as one,
-        open_authenticator(FileKeyStore(path), spend) as two,
+        open_authenticator(store_at(place), spend) as two,
     ):
         assert await spender.line() == "spent"
         async with trio.open_nursery() as nursery:
@@ -286,9 +299,9 @@ async def test_a_token_that_was_spent_by_a_process_that_died_ends_in_one_refusal
     assert (await store.load()).refused
 
 
-async def kill_a_refresh(path: Path, moments: random.Random) -> None:
+async def kill_a_refresh(place: str, moments: random.Random) -> None:
     """Another process refreshes, and is killed; this one, which waits for it, goes on."""
-    store = FileKeyStore(path)
+    store = store_at(place)
     before = (await store.load()).key
     assert before is not None
     number = int(before.value[3:])
@@ -305,8 +318,8 @@ async def kill_a_refresh(path: Path, moments: random.Random) -> None:
         return f"sk-{number + 1}"
 
     async with (
-        child("refresh", path, 0.005) as victim,
-        open_authenticator(FileKeyStore(path), repeat) as authenticator,
+        child("refresh", place, 0.005) as victim,
+        open_authenticator(store_at(place), repeat) as authenticator,
         trio.open_nursery() as nursery,
     ):
         assert await victim.line() == "refreshing"
@@ -318,14 +331,15 @@ async def kill_a_refresh(path: Path, moments: random.Random) -> None:
         reading = False
 
 
+@pytest.mark.usefixtures("short_lease")
 @pytest.mark.parametrize("times", [5, pytest.param(200, marks=pytest.mark.slow)])
 async def test_a_process_that_is_killed_while_it_refreshes_costs_no_key(
-    path: Path, times: int
+    place: str, times: int
 ) -> None:
-    await FileKeyStore(path).replace(0, Record(epoch=1, key=Key("sk-0")))
+    await store_at(place).replace(0, Record(epoch=1, key=Key("sk-0")))
     moments = random.Random(times)
     for _ in range(times):
-        await kill_a_refresh(path, moments)
-    record = await FileKeyStore(path).load()
+        await kill_a_refresh(place, moments)
+    record = await store_at(place).load()
     assert record.key is not None
     assert record.key.value == f"sk-{times}"

@@ -12,16 +12,8 @@ import sys
 
 import trio
 
-from gz_trio import (
-    FileKeyStore,
-    Gateway,
-    GatewayError,
-    GatewayRefresh,
-    RedisKeyStore,
-    open_authenticator,
-    open_gateway,
-)
-from tests.children import say
+from gz_trio import Gateway, GatewayError, GatewayRefresh, open_authenticator, open_gateway
+from tests.children import say, store_at
 
 
 async def main(base_url: str, place: str, number: int, sessions: int) -> None:
@@ -45,9 +37,8 @@ async def main(base_url: str, place: str, number: int, sessions: int) -> None:
                 error = f"{type(raised).__name__}: {raised}"
             told.append((body, reply.text, error))
 
-    store = RedisKeyStore(place) if place.startswith("redis:") else FileKeyStore(place)
     async with (
-        open_authenticator(store, GatewayRefresh(base_url, token="jwt")) as authenticator,
+        open_authenticator(store_at(place), GatewayRefresh(base_url, token="jwt")) as authenticator,
         open_gateway(base_url, authenticator) as gateway,
         trio.open_nursery() as nursery,
     ):

@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncGenerator
-from pathlib import Path
 
 import pytest
 import trio
 
-from gz_trio import FileKeyStore, Key, KeyStore, Record, RedisKeyStore
+from gz_trio import Key, Record
 from gz_trio.testing import FakeGateway
-from tests.children import open_child
-from tests.redis_server import redis_server
+from tests.children import open_child, store_at
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="one process for each is slow elsewhere")
 
 PROCESSES, SESSIONS = 16, 50
 
 Told = list[tuple[dict[str, object], str, str]]
-
-
-@pytest.fixture(params=["file", "redis"])
-async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[str]:
-    """Where the key is."""
-    if request.param == "file":
-        yield str(tmp_path / "keys.json")
-        return
-    async with redis_server(tmp_path) as server:
-        yield server.url
-
-
-def store_at(place: str) -> KeyStore:
-    return RedisKeyStore(place) if place.startswith("redis:") else FileKeyStore(place)
 
 
 async def chat_in_processes(fake: FakeGateway, place: str) -> Told:
