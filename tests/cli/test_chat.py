@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 import trio
 
-from gz_trio import Delta
+from gz_trio import Delta, FileKeyStore, Key, Record
 from gz_trio.testing import Answer, Cut, FakeGateway, SeenRequest, Stall, Status
 from tests.cli.terminal import COMMAND, Terminal, environment, run_piped, terminal
 
@@ -301,6 +301,19 @@ class TestAtPipes:
         fake = gateway()
         async with chat_options(fake) as options:
             run = await run_piped(*options, stdin=b"hi\n", GZ_API_KEY=fake.key, OPENAI_API_KEY="no")
+        assert (run.returncode, fake.rejected) == (0, 0)
+
+    @pytest.mark.parametrize("place", [["--profile", "default"], ["--store", "file"]])
+    async def test_a_place_that_is_named_comes_before_the_environment(
+        self, place: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fake = gateway()
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+        await FileKeyStore().replace(0, Record(key=Key(fake.key)))
+        async with chat_options(fake) as options:
+            run = await run_piped(
+                *options, *place, stdin=b"hi\n", GZ_API_KEY="wrong", XDG_STATE_HOME=str(tmp_path)
+            )
         assert (run.returncode, fake.rejected) == (0, 0)
 
     async def test_a_failed_turn_makes_the_exit_code_1_and_the_next_ones_are_asked(self) -> None:

@@ -39,16 +39,18 @@ class Place:
     """Where the key is."""
 
     store: Annotated[
-        Literal["file", "keyring", "redis"],
+        Literal["file", "keyring", "redis"] | None,
         Parameter(
-            help="A key file, the operating system's key ring, or the Redis or Valkey server whose "
-            f"URL is in `{REDIS_URL}`."
+            help="A key file, as by default, the operating system's key ring, or the Redis or "
+            f"Valkey server whose URL is in `{REDIS_URL}`."
         ),
-    ] = "file"
+    ] = None
     key_file: Annotated[
         Path | None, Parameter(help="The key file; by default one in your own state folder.")
     ] = None
-    profile: Annotated[str, Parameter(help="Which of the keys there.")] = "default"
+    profile: Annotated[
+        str | None, Parameter(help="Which of the keys there; by default the one named `default`.")
+    ] = None
 
     def open(self, environment: Mapping[str, str]) -> Store:
         """The key store there.
@@ -56,16 +58,17 @@ class Place:
         Raises:
             UsageError: An option or a variable lacks, or a package.
         """
-        if self.store != "file" and self.key_file is not None:
+        profile = "default" if self.profile is None else self.profile
+        if self.store not in (None, "file") and self.key_file is not None:
             raise UsageError(f"--key-file is for --store file, and not for {self.store}")
         try:
             match self.store:
-                case "file":
-                    return FileKeyStore(self.key_file, profile=self.profile)
+                case None | "file":
+                    return FileKeyStore(self.key_file, profile=profile)
                 case "keyring":
-                    return KeyringKeyStore(profile=self.profile)
+                    return KeyringKeyStore(profile=profile)
                 case "redis" if REDIS_URL in environment:
-                    return RedisKeyStore(environment[REDIS_URL], profile=self.profile)
+                    return RedisKeyStore(environment[REDIS_URL], profile=profile)
                 case "redis":
                     raise UsageError(f"--store redis needs the server's URL in {REDIS_URL}")
         except (ModuleNotFoundError, ValueError) as error:
