@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gz_trio._protocol.chat import DONE, ChatDecoder, ChatItem, MessageBuilder
+from gz_trio._protocol.chat import ChatDecoder, MessageBuilder
+from gz_trio._protocol.decoding import DONE, Item
 from gz_trio._protocol.errors import (
     AuthenticationError,
     BadRequestError,
@@ -41,7 +42,7 @@ def chunk(finish_reason: str | None = None, /, **delta: object) -> dict[str, obj
     }
 
 
-def decode(*frames: bytes | str | object) -> list[ChatItem]:
+def decode(*frames: bytes | str | object) -> list[Item]:
     decoder = ChatDecoder()
     return [item for frame in frames for item in decoder.decode(event(frame))]
 

@@ -21,7 +21,7 @@ from gz_trio import (
     Restarted,
     ResumePolicy,
 )
-from gz_trio._protocol.chat import DONE
+from gz_trio._protocol.decoding import DONE
 from gz_trio._protocol.resume import Diverged
 from gz_trio._protocol.resumption import CannotResume, Resumption, StartedOver
 from gz_trio._protocol.sse import ServerSentEvent

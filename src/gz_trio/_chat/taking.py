@@ -12,7 +12,8 @@ from typing import Literal, Protocol
 
 import trio
 
-from .._protocol.chat import DONE, ChatItem, MessageBuilder
+from .._protocol.chat import MessageBuilder
+from .._protocol.decoding import DONE, Item
 from .._protocol.errors import (
     APIConnectionError,
     EmptyResponseError,
@@ -240,7 +241,7 @@ class Taking:
             resumption.passed(event)
         return done
 
-    def _take(self, items: tuple[ChatItem, ...], size: int) -> bool:
+    def _take(self, items: tuple[Item, ...], size: int) -> bool:
         for item in items:
             if isinstance(item, GatewayError):
                 raise ErrorFrame(item)

@@ -6,28 +6,17 @@ was complete; `MessageBuilder` makes of deltas the message that the next turn se
 
 from __future__ import annotations
 
-import enum
 import json
 from collections.abc import Set as AbstractSet
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
 from . import lenient_json
-from .errors import GatewayError, ProtocolError, error_from_frame
-from .events import Delta, RawEvent, ToolCallDelta, Usage
+from .decoding import DONE, Halves, Item, pair_surrogates, text_of, unreadable, usage_of
+from .errors import GatewayError, error_from_frame
+from .events import Delta, RawEvent, ToolCallDelta
 from .sse import ServerSentEvent
-
-
-class Done(enum.Enum):
-    """The type of `DONE`, which stands for the event `[DONE]`."""
-
-    DONE = "[DONE]"
-
-
-DONE: Final = Done.DONE
-
-ChatItem = Delta | RawEvent | GatewayError | Done
 
 # A warning in the shape of an error; the stream goes on (Gatewayz).
 _WARNING = "stream_normalization_warning"
@@ -119,7 +108,7 @@ class ChatDecoder:
         self._first_finished: bool | None = None  # The first choice; `None` before it began.
         self._others_finished: dict[int, bool] | None = None  # The others that began.
         self._calls: dict[int, _ToolCalls] | None = None
-        self._halves: dict[tuple[object, ...], str] | None = None
+        self._halves: Halves | None = None
 
     @property
     def complete(self) -> bool:
@@ -153,6 +142,19 @@ class ChatDecoder:
             others = self._others_finished = self._others_finished or {}
             others[choice] = others.get(choice, False) or finished
 
+    @property
+    def output(self) -> None:
+        """See `Decoder`: `MessageBuilder` makes it of the deltas."""
+
+    @property
+    def response_id(self) -> None:
+        """See `Decoder`: none is known to keep a stream by it."""
+
+    @property
+    def over(self) -> bool:
+        """See `Decoder`: a server that keeps a stream may go on with it."""
+        return False
+
     def take_up(self) -> None:
         """The attempt failed, and the same answer goes on in another response."""
         self._failed = self._done = False
@@ -177,7 +179,7 @@ class ChatDecoder:
             return None
         return deltas
 
-    def decode(self, event: ServerSentEvent) -> tuple[ChatItem, ...]:
+    def decode(self, event: ServerSentEvent) -> tuple[Item, ...]:
         """What `event` means, in order. Never raises.
 
         - A `Delta` for each choice in a chunk. A chunk without choices (usage alone) is a delta
@@ -217,7 +219,7 @@ class ChatDecoder:
         except RecursionError:  # Nested so deep that it can be read, but not written again.
             return (self._unreadable(event),)
 
-    def decode_completion(self, body: bytes) -> tuple[ChatItem, ...]:
+    def decode_completion(self, body: bytes) -> tuple[Item, ...]:
         """What a whole `chat.completion` means, which servers send that ignore `stream`.
 
         The same as `decode`, as if it had come in one chunk; the first delta's `raw` is that
@@ -254,24 +256,24 @@ class ChatDecoder:
         mend: bool,
         *,
         failed: bool = False,
-    ) -> tuple[ChatItem, ...]:
+    ) -> tuple[Item, ...]:
         """The deltas of a chunk, and the error behind them where it `failed` or says so."""
-        usage = None if sent_usage is None else _usage(sent_usage)
+        usage = None if sent_usage is None else usage_of(sent_usage)
         raw = event.data
         deltas: list[Delta] = []
         for position, choice in enumerate(choices):
             index = choice.index if type(choice.index) is int else position
             fields = choice.delta or _NO_FIELDS
             text = fields.content
-            reasoning = _text(
+            reasoning = text_of(
                 fields.reasoning_content or fields.reasoning or fields.thinking or fields.analysis
             )
             if not isinstance(text, str):
                 text, thoughts = _parts(text)
                 reasoning = reasoning or thoughts
             if fields.refusal:
-                text += _text(fields.refusal)
-            finish_reason = _text(choice.finish_reason) or None
+                text += text_of(fields.refusal)
+            finish_reason = text_of(choice.finish_reason) or None
             if finish_reason == "error":
                 failed = True
                 finish_reason = None
@@ -285,12 +287,14 @@ class ChatDecoder:
             if fields.reasoning_details:
                 details = tuple(lenient_json.objects(fields.reasoning_details))
             if mend:
+                halves = self._halves = self._halves or Halves()
                 end = finish_reason is not None
-                text = self._mend((index, "text"), text, end)
-                reasoning = self._mend((index, "reasoning"), reasoning, end)
+                text = halves.mend((index, "text"), text, end=end)
+                reasoning = halves.mend((index, "reasoning"), reasoning, end=end)
                 calls = tuple(
                     msgspec.structs.replace(
-                        call, arguments=self._mend((index, call.index), call.arguments, end)
+                        call,
+                        arguments=halves.mend((index, call.index), call.arguments, end=end),
                     )
                     for call in calls
                 )
@@ -312,7 +316,7 @@ class ChatDecoder:
         self._answered = True
         return self._failure(event, deltas) if failed else tuple(deltas)
 
-    def _uncommon(self, event: ServerSentEvent, chunk: _Chunk, mend: bool) -> tuple[ChatItem, ...]:
+    def _uncommon(self, event: ServerSentEvent, chunk: _Chunk, mend: bool) -> tuple[Item, ...]:
         """Everything but a plain chunk."""
         error = lenient_json.as_object(chunk.error) or {}
         if chunk.type == "tool_result" or _WARNING in (chunk.type, error.get("type")):
@@ -341,7 +345,7 @@ class ChatDecoder:
             return (RawEvent(event.event, event.data),)
         return self._deltas(event, choices, chunk.usage, mend)
 
-    def _failure(self, event: ServerSentEvent, deltas: list[Delta]) -> tuple[ChatItem, ...]:
+    def _failure(self, event: ServerSentEvent, deltas: list[Delta]) -> tuple[Item, ...]:
         self._failed = True
         try:
             frame = lenient_json.as_object(lenient_json.decode(event.data)) or {}
@@ -366,22 +370,7 @@ class ChatDecoder:
 
     def _unreadable(self, event: ServerSentEvent) -> GatewayError:
         self._failed = True
-        if event.event == "error":
-            return error_from_frame({}, body=event.data)
-        return ProtocolError(
-            "The gateway sent something that is no reply of a model: is the base URL that of an "
-            "OpenAI-compatible API? The error's `body` is what it sent.",
-            body=event.data,
-        )
-
-    def _mend(self, channel: tuple[int, str | int], piece: str, end: bool) -> str:
-        """`piece` without half a surrogate pair at its end, which waits for its other half."""
-        halves = self._halves = self._halves or {}
-        piece = halves.pop(channel, "") + piece
-        if not end and "\ud800" <= piece[-1:] <= "\udbff":
-            halves[channel] = piece[-1]
-            piece = piece[:-1]
-        return _pair_surrogates(piece)
+        return unreadable(event)
 
 
 class _ToolCalls:
@@ -395,7 +384,7 @@ class _ToolCalls:
 
     def join(self, call: dict[str, object]) -> ToolCallDelta:
         function = lenient_json.as_object(call.get("function")) or call
-        call_id, name = _text(call.get("id")), _text(function.get("name"))
+        call_id, name = text_of(call.get("id")), text_of(function.get("name"))
         arguments = function.get("arguments")
         if not isinstance(arguments, str):
             arguments = "" if arguments is None else json.dumps(arguments)
@@ -427,10 +416,6 @@ class _ToolCalls:
         return len(self._ids) - 1
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
-
-
 def _parts(content: object) -> tuple[str, str]:
     """Text and reasoning of content that comes in parts (a list, or one object)."""
     text = reasoning = ""
@@ -440,31 +425,8 @@ def _parts(content: object) -> tuple[str, str]:
         if thoughts is not None:
             reasoning += thoughts if isinstance(thoughts, str) else _parts(thoughts)[0]
         else:
-            text += _text(part.get("text"))
+            text += text_of(part.get("text"))
     return text, reasoning
-
-
-def _usage(sent: object) -> Usage | None:
-    raw = lenient_json.as_object(sent)
-    if not raw:
-        return None
-
-    def count(*names: str) -> int:
-        return next((n for name in names if isinstance(n := raw.get(name), int)), 0)
-
-    prompt = count("prompt_tokens", "input_tokens")
-    completion = count("completion_tokens", "output_tokens")
-    return Usage(
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        total_tokens=count("total_tokens") or prompt + completion,
-        raw=raw,
-    )
-
-
-def _pair_surrogates(text: str) -> str:
-    """Halves that lie side by side are one character; one that is alone is U+FFFD."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 class MessageBuilder:
@@ -559,19 +521,19 @@ class _Detail:
 
     def __init__(self, first: dict[str, object]) -> None:
         self._fields = dict(first)
-        self._growing = self._GROWS.get(_text(first.get("type")), "")
-        self._pieces = [_text(first.get(self._growing))]
+        self._growing = self._GROWS.get(text_of(first.get("type")), "")
+        self._pieces = [text_of(first.get(self._growing))]
 
     def feed(self, piece: dict[str, object]) -> bool:
         """Joins `piece`, or says that it is not of this detail."""
-        ids = {_text(self._fields.get("id")), _text(piece.get("id"))} - {""}
+        ids = {text_of(self._fields.get("id")), text_of(piece.get("id"))} - {""}
         same = all(piece.get(key) == self._fields.get(key) for key in ("type", "index"))
         if not self._growing or not same or len(ids) > 1:
             return False
-        self._pieces.append(_text(piece.get(self._growing)))
+        self._pieces.append(text_of(piece.get(self._growing)))
         self._fields |= {key: value for key, value in piece.items() if value not in (None, "")}
         return True
 
     def whole(self) -> dict[str, object]:
-        text = _pair_surrogates("".join(self._pieces))
+        text = pair_surrogates("".join(self._pieces))
         return self._fields | ({self._growing: text} if text else {})

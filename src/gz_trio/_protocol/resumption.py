@@ -13,8 +13,9 @@ from typing import Literal, NoReturn, cast
 import msgspec
 
 from . import lenient_json
-from .chat import DONE, ChatDecoder, ChatItem
+from .chat import ChatDecoder
 from .cursor import Cursor, Place
+from .decoding import DONE, Item
 from .errors import (
     AuthenticationError,
     BadRequestError,
@@ -405,7 +406,7 @@ class Resumption:
         return (Restarted(), *(part for delta in repeated for part in self._new_parts(delta)))
 
 
-def _says_something(item: ChatItem) -> bool:
+def _says_something(item: Item) -> bool:
     return not isinstance(item, Delta) or bool(
         item.text or item.reasoning or item.tool_calls or item.finish_reason
     )

@@ -1,0 +1,148 @@
+"""What the decoders of the three APIs have in common: what they are, and what they give.
+
+Each makes deltas and errors of the events of one attempt at one reply, in the same terms, so that
+whatever reads them need not know which API the server speaks.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Set as AbstractSet
+from typing import Final, Protocol
+
+from . import lenient_json
+from .errors import GatewayError, ProtocolError, error_from_frame
+from .events import Delta, RawEvent, Usage
+from .sse import ServerSentEvent
+
+
+class Done(enum.Enum):
+    """The type of `DONE`, which stands for the event that says that the answer is over."""
+
+    DONE = "[DONE]"
+
+
+DONE: Final = Done.DONE
+
+Item = Delta | RawEvent | GatewayError | Done
+
+
+class Decoder(Protocol):
+    """Decodes the events of one attempt at one reply."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the reply is whole; if not when the stream ends, the stream was cut."""
+        ...
+
+    @property
+    def choices(self) -> AbstractSet[int]:
+        """The choices that have begun."""
+        ...
+
+    @property
+    def output(self) -> list[dict[str, object]] | None:
+        """What the next turn sends back, as the server sent it; `None` if the deltas say it all."""
+        ...
+
+    @property
+    def response_id(self) -> str | None:
+        """The id by which the server keeps the answer, if it does."""
+        ...
+
+    @property
+    def over(self) -> bool:
+        """Whether the server said that the answer has failed, for good: none of it follows."""
+        ...
+
+    def take_up(self) -> None:
+        """The attempt failed, and the same answer goes on in another response."""
+        ...
+
+    def decode_texts(self, events: list[bytes]) -> list[Delta] | None:
+        """The deltas of events that each add text and nothing else; a shortcut.
+
+        Where it gives `None`, use `decode`.
+        """
+        ...
+
+    def decode(self, event: ServerSentEvent) -> tuple[Item, ...]:
+        """What `event` means, in order. Never raises.
+
+        Every event but a sign of life is in it: as a `Delta`, which may be empty but for `raw`, as
+        a `RawEvent` where it is unknown, as the error that it tells of, or as `DONE`.
+        """
+        ...
+
+    def decode_completion(self, body: bytes) -> tuple[Item, ...]:
+        """What a whole answer means, which servers send that ignore `stream`."""
+        ...
+
+
+def text_of(value: object) -> str:
+    """`value` if it is text."""
+    return value if isinstance(value, str) else ""
+
+
+def usage_of(sent: object) -> Usage | None:
+    """What a server counted, in any API's words."""
+    raw = lenient_json.as_object(sent)
+    if not raw:
+        return None
+
+    def count(*names: str) -> int:
+        return next((n for name in names if isinstance(n := raw.get(name), int)), 0)
+
+    prompt = count("prompt_tokens", "input_tokens")
+    if not {"prompt_tokens", "total_tokens"} & raw.keys():
+        # The Messages API counts apart what a cache had.
+        prompt += count("cache_read_input_tokens") + count("cache_creation_input_tokens")
+    completion = count("completion_tokens", "output_tokens")
+    return Usage(
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        total_tokens=count("total_tokens") or prompt + completion,
+        raw=raw,
+    )
+
+
+def unreadable(event: ServerSentEvent) -> GatewayError:
+    """The error for an event that is nothing that a model's reply could hold."""
+    if event.event == "error":
+        return error_from_frame({}, body=event.data)
+    return ProtocolError(
+        "The gateway sent something that is no reply of a model: is the base URL that of an "
+        "OpenAI-compatible API? The error's `body` is what it sent.",
+        body=event.data,
+    )
+
+
+class Halves:
+    r"""Joins the halves of surrogate pairs that servers escape apart, as `\ud83d` and `\ude00`."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[object, ...], str] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def mend(self, channel: tuple[object, ...], piece: str, *, end: bool = False) -> str:
+        """`piece` without a first half at its end, which waits for the second.
+
+        Args:
+            channel: The stream of characters that it is of.
+            piece: The next characters there.
+            end: Whether they are the last.
+        """
+        piece = self._waiting.pop(channel, "") + piece
+        if not end and "\ud800" <= piece[-1:] <= "\udbff":
+            self._waiting[channel] = piece[-1]
+            piece = piece[:-1]
+        return pair_surrogates(piece)
+
+
+def pair_surrogates(text: str) -> str:
+    """Halves that lie side by side are one character; one that is alone is U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
