@@ -160,7 +160,7 @@ async def _take(attempts: Sequence[Pieces], policy: ResumePolicy, clock: MockClo
                     resumption.repeated,
                     resumption.decoder.complete,
                     sorted(resumption.decoder.choices),
-                    taking.details.message,
+                    taking.answer({}),
                     taking.last_usage,
                     taking.done,
                     taking.deadline(),

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gz_trio._protocol.cursor import Cursor
+from gz_trio._protocol.cursor import EventCursor
 from gz_trio._protocol.sse import ServerSentEvent
 
 
@@ -20,8 +20,8 @@ def chunk(
     return ServerSentEvent("message", json.dumps(data).encode(), id=event_id)
 
 
-def left_after(*events: ServerSentEvent) -> Cursor:
-    cursor = Cursor()
+def left_after(*events: ServerSentEvent) -> EventCursor:
+    cursor = EventCursor()
     for event in events:
         cursor.passed(event)
     return cursor

@@ -20,8 +20,9 @@ from trio.lowlevel import enable_ki_protection
 from .._auth.authenticator import Authenticator, Refresh, open_authenticator
 from .._auth.stores import KeyStore, MemoryKeyStore
 from .._background import Background
+from .._protocol.apis import CHAT, Api, ApiName, api_named
 from .._protocol.keys import Key
-from .._protocol.resumption import Resumption
+from .._protocol.resumption import NextRequest, Resumption
 from .._protocol.settings import ResumePolicy, RetryPolicy, Timeouts
 from .._transport.choosing import open_transport
 from .._transport.interface import Request, Transport
@@ -78,7 +79,7 @@ class Gateway:
         self._now = now
         # Once for all replies: each of them keeps both.
         self._receive = self._make_reply
-        self._make_request = self._chat_request
+        self._make_request = self._reply_request
         self._history_calls = HistoryCalls(
             transport,
             authenticator,
@@ -116,18 +117,23 @@ class Gateway:
         messages: Sequence[Mapping[str, object]] | None = None,
         extra_body: Mapping[str, object] | None = None,
         remember: bool | int | str = False,
+        api: ApiName = "chat",
     ) -> AbstractAsyncContextManager[Session]:
         """A chat session over this gateway, with its authenticator.
 
         Args:
             model: The model's name, as the gateway knows it.
-            messages: The conversation so far, a system message first, say. It is not saved.
+            messages: The conversation so far, a system message first, say, in the form of the API.
+                It is not saved.
             extra_body: Further fields of each request's body: `{"temperature": 0}`, `tools`, ...
             remember: Whether each turn is saved in the gateway's `history`, in the background; or
                 the id of a session there to go on with: its messages follow `messages`.
+            api: Which of the gateway's APIs is asked: `"chat"` for chat completions,
+                `"responses"`, or `"messages"`, Anthropic's, of which `max_tokens` is 4096 unless
+                `extra_body` says otherwise.
 
         Raises:
-            ValueError: `model` is empty.
+            ValueError: `model` is empty, or `api` none of these.
             GatewayError: The session to go on with cannot be read.
             SaveError: On exit, where the block raised nothing: what is in its `unsaved` could not
                 be saved, nor in the 10 seconds that leaving the block waits for it.
@@ -145,9 +151,11 @@ class Gateway:
         True
         """
         if remember is not False:
-            return self._open_remembered(model, messages, extra_body, remember)
+            return self._open_remembered(model, messages, extra_body, remember, api_named(api))
         # Not a generator: there are as many as there are streams.
-        return SessionBlock(Session(self, self._receive, model, messages, extra_body=extra_body))
+        return SessionBlock(
+            Session(self, self._receive, model, messages, extra_body=extra_body, api=api_named(api))
+        )
 
     @asynccontextmanager
     @enable_ki_protection
@@ -157,6 +165,7 @@ class Gateway:
         messages: Sequence[Mapping[str, object]] | None,
         extra_body: Mapping[str, object] | None,
         remember: int | str,
+        api: Api,
     ) -> AsyncGenerator[Session]:
         so_far = list(messages or ())
         session_id = None if remember is True else remember
@@ -172,6 +181,7 @@ class Gateway:
                 model,
                 so_far,
                 extra_body=extra_body,
+                api=api,
                 remembering=remembering,
             )
 
@@ -182,20 +192,24 @@ class Gateway:
         retry: RetryPolicy | None = None,
         resume: ResumePolicy | None = None,
         timeouts: Timeouts | None = None,
+        api: ApiName = "chat",
     ) -> ReplyBlock:
-        """Send a chat-completions request and stream the reply; `stream` is set to true.
+        """Send a request to a model and stream the reply; `stream` is set to true.
 
         Leaving the block ends the request. Errors come out of the reply's iteration.
 
         Args:
-            body: The request's JSON body, as OpenAI documents it. Of `stream_options` that the
-                server does not know `include_usage` is left out when it says so.
+            body: The request's JSON body, as OpenAI documents it, or Anthropic. Of
+                `stream_options` that the server does not know `include_usage` is left out when it
+                says so.
             retry: In place of the gateway's own.
             resume: In place of the gateway's own.
             timeouts: In place of the gateway's own.
+            api: Which of the gateway's APIs is asked; see `open_session`.
 
         Raises:
             TypeError: `body` holds something that JSON cannot.
+            ValueError: There is no such `api`.
 
         >>> async def main() -> None:
         ...     fake = FakeGateway(key="sk-1")
@@ -210,7 +224,7 @@ class Gateway:
         >>> trio.run(main)
         stop
         """
-        return _BodyReply(partial(self._receive, body, retry, resume, timeouts))
+        return _BodyReply(partial(self._receive, body, retry, resume, timeouts, api=api_named(api)))
 
     def _make_reply(
         self,
@@ -218,6 +232,8 @@ class Gateway:
         retry: RetryPolicy | None = None,
         resume: ResumePolicy | None = None,
         timeouts: Timeouts | None = None,
+        *,
+        api: Api = CHAT,
     ) -> tuple[Receiver, Reply]:
         """For `ReplyBlock`: a reply, and what receives it. As for `stream`."""
         settings = self._settings
@@ -237,7 +253,7 @@ class Gateway:
             origin=self._origin,
             model=model,
             make_request=self._make_request,
-            resumption=Resumption({**body, "stream": True}, settings.resume),
+            resumption=Resumption({**body, "stream": True}, settings.resume, api),
             settings=settings,
             now=self._now,
             buffer=buffer,
@@ -245,16 +261,23 @@ class Gateway:
         )
         return receiver, Reply(model, buffer, receiver)
 
-    def _chat_request(
-        self, key: Key, content: bytes, headers: Mapping[str, str], connect_timeout: float | None
+    def _reply_request(
+        self,
+        key: Key,
+        request: NextRequest,
+        *,
+        headers: Mapping[str, str],
+        connect_timeout: float | None,
     ) -> Request:
+        given = {name.lower() for name in self._headers} if request.headers else ()
+        ours = {name: value for name, value in request.headers.items() if name.lower() not in given}
         return self._request(
-            "POST",
-            "/chat/completions",
+            request.method,
+            request.path,
             key,
-            content=content,
+            content=request.content,
             accept="text/event-stream",
-            headers=headers,
+            headers={**ours, **headers},
             connect_timeout=connect_timeout,
             repeatable=True,
         )

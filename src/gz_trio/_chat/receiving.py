@@ -67,8 +67,8 @@ class Receiver:
         authenticator: What holds the key.
         origin: Of the gateway.
         model: The model that is asked, or `None`.
-        make_request: Gives the request for a key, a `content`, further `headers` and a
-            `connect_timeout`.
+        make_request: Gives the request for a key and a `NextRequest`, with further `headers` and
+            a `connect_timeout`.
         resumption: The reply's requests.
         settings: How often to retry, and how long to wait.
         now: Unix time in seconds.
@@ -218,13 +218,12 @@ class Receiver:
 
     async def _ask(self, key: Key, request: NextRequest) -> None:
         """Send the request; its answer is taken when this returns, or is being taken."""
-        headers = {**self._telemetry.headers(), **request.headers}
         response = await self._in_time(
             self._transport.send(
                 self._make_request(
                     key,
-                    content=request.content,
-                    headers=headers,
+                    request,
+                    headers=self._telemetry.headers(),
                     connect_timeout=self._connect_timeout,
                 )
             )

@@ -52,11 +52,22 @@ class Reply:
 
     @property
     def message(self) -> dict[str, object]:
-        """The assistant message of the first choice, as the next turn sends it back."""
-        message = self._message.message
-        details = self._receiver.taking.details.message.get("reasoning_details")
-        # All of one answer: signatures in them hold for that one alone.
-        return message if details is None else {**message, "reasoning_details": details}
+        """The assistant message of the first choice, as the next turn sends it back.
+
+        Of the Responses API, whose answer may be more than one message, in the form that chat
+        completions have; `output` is all of it.
+        """
+        return self._receiver.taking.message(self._message.message)
+
+    @property
+    def output(self) -> list[dict[str, object]]:
+        """All that the next turn sends back, in the form of the API that was asked.
+
+        Of the Responses API the output items, as the server sent them; of the others `message`,
+        with content blocks of the Messages API as the server sent them, thinking and its
+        signatures too.
+        """
+        return self._receiver.taking.answer(self._message.message)
 
     @property
     def usage(self) -> Usage | None:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .._auth.authenticator import Authenticator
+from .._protocol.apis import Api
 from .._protocol.history import HistoryMessage
 from .._protocol.settings import ResumePolicy
 from .receiving import Receiver
@@ -26,11 +27,20 @@ class Session:
     """A conversation. Made by `open_session` and `Gateway.open_session`.
 
     Attributes:
-        messages: The conversation so far, as the next request sends it. Yours to change between
-            turns. A turn is added when its reply was complete: the user's message and the answer.
+        messages: The conversation so far, as the next request sends it, in the form of the API.
+            Yours to change between turns. A turn is added when its reply was complete: the user's
+            message and the answer.
     """
 
-    __slots__ = ("_extra_body", "_gateway", "_model", "_receive", "_remembering", "messages")
+    __slots__ = (
+        "_api",
+        "_extra_body",
+        "_gateway",
+        "_model",
+        "_receive",
+        "_remembering",
+        "messages",
+    )
 
     def __init__(
         self,
@@ -40,6 +50,7 @@ class Session:
         messages: Sequence[Mapping[str, object]] | None,
         *,
         extra_body: Mapping[str, object] | None,
+        api: Api,
         remembering: Remembering | None = None,
     ) -> None:
         if not model or model.isspace():
@@ -48,6 +59,7 @@ class Session:
         self._receive = receive
         self._remembering = remembering
         self._model = model
+        self._api = api
         self._extra_body = dict(extra_body) if extra_body else None
         self.messages: list[dict[str, object]] = [dict(message) for message in messages or ()]
 
@@ -125,16 +137,14 @@ class _Turn(ReplyBlock):
         if session._remembering is not None:
             self._question = session._remembering.asked(self._message)
         body = {
-            "model": session._model,
-            "messages": [*session.messages, self._message],
-            "stream_options": {"include_usage": True},
+            **session._api.turn_body(session._model, [*session.messages, self._message]),
             **(session._extra_body or {}),
         }
-        return session._receive(body, resume=self._resume)
+        return session._receive(body, resume=self._resume, api=session._api)
 
     def _completed(self, reply: Reply) -> None:
         session = self._session
-        session.messages += [self._message, reply.message]
+        session.messages += [self._message, *reply.output]
         if session._remembering is not None and self._question is not None:
             session._remembering.answered(self._question, reply)
 

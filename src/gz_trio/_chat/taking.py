@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 import trio
 
+from .._protocol.apis import RESPONSES
 from .._protocol.chat import MessageBuilder
 from .._protocol.decoding import DONE, Item
 from .._protocol.errors import (
@@ -116,10 +117,16 @@ class Taking:
         self.done = False
         """Whether the stream said that it is, and the reader was told."""
 
-    @property
-    def details(self) -> MessageBuilder:
-        """The `reasoning_details` of the answer, repeated ones included: they go back unchanged."""
-        return self._reasoning or MessageBuilder()
+    def answer(self, message: dict[str, object]) -> list[dict[str, object]]:
+        """What the next turn sends back of the answer whose deltas make `message`."""
+        if self._reasoning is not None:
+            # All of one answer: signatures in them hold for that one alone.
+            message |= {"reasoning_details": self._reasoning.message["reasoning_details"]}
+        return self._resumption.api.answer(self._resumption.decoder.output, message)
+
+    def message(self, message: dict[str, object]) -> dict[str, object]:
+        """The same, where it is one message; else `message` as it is."""
+        return message if self._resumption.api is RESPONSES else self.answer(message)[0]
 
     # Deadlines
 
@@ -225,6 +232,8 @@ class Taking:
     def _take_event(self, event: ServerSentEvent) -> bool:
         """Give the reader what is new in `event`. Whether the stream said that it is done."""
         resumption = self._resumption
+        if resumption.api.identified is not None:
+            event = resumption.api.identified(event)
         if not resumption.begun:
             self._begin_answer(event, event.data)
         if resumption.begun and resumption.is_repeat(event):

@@ -5,13 +5,16 @@ HTML, section 9.2, "Server-sent events"). It may as well ignore the header, or h
 stream, and start over, with ids that look like anything. So the first event of its answer decides
 which of the two it is. Where that cannot be told, the answer is of no use: a guess would double
 text, or lose some.
+
+The Responses API has a name for each stream and a number for each event, with which there is
+nothing to guess.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Set as AbstractSet
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -104,10 +107,84 @@ class _Ids:
         return numbered is not None and numbered[0] == self._prefix and numbered[1] in self._numbers
 
 
-class Cursor:
-    r"""The place in one kept stream, from its first event on.
+class Cursor(Protocol):
+    """The place in one kept stream, from its first event on."""
 
-    >>> cursor = Cursor()
+    @property
+    def last_event_id(self) -> str | None:
+        """Of the event to take up after; `None` where the stream cannot be taken up by it."""
+        ...
+
+    @property
+    def names_the_stream(self) -> bool:
+        """Whether what is asked for by it is that stream, or nothing."""
+        ...
+
+    def passed(self, event: ServerSentEvent) -> None:
+        """`event` was taken; whatever comes next lies behind it."""
+        ...
+
+    def has_passed(self, event: ServerSentEvent) -> bool:
+        """Whether `event` was taken already, by its id."""
+        ...
+
+    def place_of(self, event: ServerSentEvent, *, begun: AbstractSet[int]) -> Place:
+        """Where an answer begins, by its first event.
+
+        Args:
+            event: The first one that came in answer to `last_event_id`.
+            begun: The choices that the stream had begun.
+        """
+        ...
+
+
+class SequenceCursor:
+    """The place in a stream that is asked for by its name, and whose events are numbered.
+
+    >>> cursor = SequenceCursor()
+    >>> cursor.passed(ServerSentEvent("message", b"{}", id="7"))
+    >>> cursor.place_of(ServerSentEvent("message", b"{}", id="9"), begun={0})
+    'here'
+    """
+
+    __slots__ = ("_exact", "_first", "_last")
+
+    names_the_stream = True
+    """See `Cursor`."""
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+        self._last = -1
+        self._exact = False
+
+    @property
+    def last_event_id(self) -> str | None:
+        """See `Cursor`; `None` where events without a number came behind the last that has one."""
+        return str(self._last) if self._exact else None
+
+    def passed(self, event: ServerSentEvent) -> None:
+        """See `Cursor`."""
+        self._exact = event.id is not None
+        if event.id is not None:
+            number = int(event.id)
+            self._first = number if self._first is None else self._first
+            self._last = max(self._last, number)
+
+    def has_passed(self, event: ServerSentEvent) -> bool:
+        """See `Cursor`."""
+        return event.id is not None and int(event.id) <= self._last
+
+    def place_of(self, event: ServerSentEvent, *, begun: AbstractSet[int]) -> Place:  # noqa: ARG002
+        """See `Cursor`."""
+        if event.id is None:
+            return "unknown"
+        return "beginning" if int(event.id) == self._first else "here"
+
+
+class EventCursor:
+    r"""The place in a stream whose events have ids of the server's choice.
+
+    >>> cursor = EventCursor()
     >>> cursor.passed(ServerSentEvent("message", b'{"id":"chatcmpl-1"}', id="7"))
     >>> cursor.last_event_id
     '7'
@@ -119,6 +196,9 @@ class Cursor:
 
     __slots__ = ("_exact", "_first", "_ids", "_last")
 
+    names_the_stream = False
+    """See `Cursor`."""
+
     def __init__(self) -> None:
         self._ids: _Ids | None = None
         self._first: ServerSentEvent | None = None
@@ -127,13 +207,13 @@ class Cursor:
 
     @property
     def last_event_id(self) -> str | None:
-        """What to send as `Last-Event-ID`; `None` where the stream cannot be taken up by it."""
+        """See `Cursor`: what to send as `Last-Event-ID`."""
         if self._last is None or self._last.id is None or not self._exact:
             return None
         return self._last.id if _FIELD_VALUE.fullmatch(self._last.id) else None
 
     def passed(self, event: ServerSentEvent) -> None:
-        """`event` was taken; whatever comes next lies behind it."""
+        """See `Cursor`."""
         # The decoder hands the last id on to events that have none of their own: the server could
         # not tell whether those behind the last id were seen.
         self._exact = event.id is not None and (self._last is None or event.id != self._last.id)
@@ -145,16 +225,11 @@ class Cursor:
         self._last = event
 
     def has_passed(self, event: ServerSentEvent) -> bool:
-        """Whether `event` was taken already, by its id."""
+        """See `Cursor`."""
         return event.id is not None and self._ids is not None and event.id in self._ids
 
     def place_of(self, event: ServerSentEvent, *, begun: AbstractSet[int]) -> Place:
-        """Where an answer begins, by its first event.
-
-        Args:
-            event: The first one that came in answer to `last_event_id`.
-            begun: The choices that the stream had begun.
-        """
+        """See `Cursor`."""
         if event.id is None or self._first is None or self._last is None or self._ids is None:
             return "unknown"
         if event.id == self._first.id:

@@ -28,6 +28,9 @@ _FINISH_REASONS = {
     "refusal": "content_filter",
 }
 
+CALLS = {"tool_use": "input"}
+"""The kinds of block that are calls of the caller's tools, and where their input is."""
+
 # The kinds of delta, the field that each has, and the field of the block that it adds to.
 _GROWING = {
     "text_delta": ("text", "text"),
@@ -183,9 +186,10 @@ class MessagesDecoder:
         self._blocks[index] = _Block(block)
         text, reasoning = text_of(block.get("text")), text_of(block.get("thinking"))
         calls: tuple[ToolCallDelta, ...] = ()
-        if block.get("type") == "tool_use":
+        field = CALLS.get(text_of(block.get("type")))
+        if field is not None:
             ours = self._calls[index] = len(self._calls)
-            given = lenient_json.as_object(block.get("input"))
+            given = lenient_json.as_object(block.get(field))
             arguments = json.dumps(given) if given else ""
             name, call_id = text_of(block.get("name")), text_of(block.get("id"))
             calls = (ToolCallDelta(ours, call_id or None, name or None, arguments),)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -20,8 +20,8 @@ from .errors import AuthenticationError, GatewayError, error_from_frame
 from .events import Delta, RawEvent, ToolCallDelta
 from .sse import ServerSentEvent
 
-# The kinds of output item that are calls of the caller's tools, and where their input is.
-_CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
+CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
+"""The kinds of output item that are calls of the caller's tools, and where their input is."""
 
 # Why an answer is incomplete, in the words of chat completions; other reasons as they come.
 _INCOMPLETE = {"max_output_tokens": "length"}
@@ -61,7 +61,7 @@ class _Event(msgspec.Struct, gc=False):
 
 
 class _Numbered(msgspec.Struct, gc=False):
-    sequence_number: int
+    sequence_number: Annotated[int, msgspec.Meta(ge=0)]
 
 
 _decode_event = msgspec.json.Decoder(_Event).decode
@@ -73,16 +73,16 @@ _Teller = Literal["piece", "part", "item", "answer"]
 
 
 def identified(event: ServerSentEvent) -> ServerSentEvent:
-    """`event` with the number that the server gave it as its id, if it gave one.
+    """`event` with the number that the server gave it as its id; without one, it has no id.
 
     >>> identified(ServerSentEvent("message", b'{"sequence_number":4}')).id
     '4'
     """
     try:
-        number = _decode_number(event.data).sequence_number
+        number = str(_decode_number(event.data).sequence_number)
     except lenient_json.MSGSPEC_ERRORS:
-        return event
-    return msgspec.structs.replace(event, id=str(number))
+        number = None
+    return event if event.id == number else msgspec.structs.replace(event, id=number)
 
 
 class ResponsesDecoder:
@@ -289,7 +289,7 @@ class ResponsesDecoder:
             if isinstance(place, int):
                 self._items[place] = item
             return self._whole([(place, item)], "item", raw)
-        if item.get("type") in _CALLS:
+        if item.get("type") in CALLS:
             return Delta(tool_calls=self._call(place, item, "", "piece", done=False), raw=raw)
         return Delta(raw=raw)
 
@@ -300,7 +300,7 @@ class ResponsesDecoder:
         text = reasoning = ""
         calls: list[ToolCallDelta] = []
         for place, item in items:
-            field = _CALLS.get(text_of(item.get("type")))
+            field = CALLS.get(text_of(item.get("type")))
             if field is not None:
                 calls += self._call(place, item, item.get(field), teller, done=True)
             for kind, index, whole in _texts(item):
@@ -318,7 +318,7 @@ class ResponsesDecoder:
         self.response_id = text_of(response.get("id")) or self.response_id
         output = lenient_json.objects(response.get("output"))
         # Which of the calls that came are these, a server's numbers may not say.
-        items = [item for item in output if not (self._calls and item.get("type") in _CALLS)]
+        items = [item for item in output if not (self._calls and item.get("type") in CALLS)]
         delta = self._whole([*enumerate(items)], "answer", event.data)
         self.output = output or [item for _, item in sorted(self._items.items())]
         finish_reason = "tool_calls" if self._calls else "stop"

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn, cast
+from urllib.parse import quote
 
 import msgspec
 
 from . import lenient_json
-from .chat import ChatDecoder
+from .apis import CHAT, RESPONSES, Api
 from .cursor import Cursor, Place
-from .decoding import DONE, Item
+from .decoding import DONE, Decoder, Item
 from .errors import (
     AuthenticationError,
     BadRequestError,
@@ -53,11 +54,15 @@ class NextRequest:
 
     Args:
         way: How it takes the reply up; `None` where nothing was delivered yet.
+        method: The HTTP method.
+        path: What follows the base URL.
         content: The body.
         headers: Beside the usual ones.
     """
 
     way: Way | None
+    method: Literal["GET", "POST"]
+    path: str
     content: bytes
     headers: Mapping[str, str]
 
@@ -70,8 +75,9 @@ class Resumption:
     `is_new`; `passed`.
 
     >>> resumption = Resumption({"model": "m", "messages": []}, ResumePolicy())
-    >>> resumption.next_request()
-    NextRequest(way=None, content=b'{"model":"m","messages":[]}', headers={})
+    >>> request = resumption.next_request()
+    >>> request.way, request.path, request.content
+    (None, '/chat/completions', b'{"model":"m","messages":[]}')
     >>> event = ServerSentEvent("message", b'{"choices":[{"delta":{"content":"Once"}}]}')
     >>> resumption.begin(event)
     True
@@ -84,23 +90,30 @@ class Resumption:
     Args:
         body: The request's body.
         policy: Which ways there are.
+        api: Which API is asked.
 
     Raises:
         TypeError: `body` holds something that JSON cannot.
     """
 
     __slots__ = (
-        "_content", "_cursor", "_delivered", "_is_continuation", "_kept_decoder", "_last_id",
+        "_content", "_cursor", "_delivered", "_is_continuation", "_is_kept", "_kept_decoder",
+        "_last_id",
         "_last_was_repeat", "_policy", "_refused", "_repeated", "_suspected",
-        "_taken_up_after", "_tokens", "_unconfirmed", "begun", "decoder", "open_text",
+        "_taken_up_after", "_tokens", "_unconfirmed", "api", "begun", "decoder", "open_text",
         "way",
     )  # fmt: skip
 
-    def __init__(self, body: Mapping[str, object], policy: ResumePolicy) -> None:
+    def __init__(self, body: Mapping[str, object], policy: ResumePolicy, api: Api = CHAT) -> None:
         self._content = msgspec.json.encode(body)
         self._policy = policy
+        self.api = api
+        # Whether the server runs the answer and keeps it, whoever listens.
+        self._is_kept = (
+            api is RESPONSES and body.get("background") is True and body.get("store") is not False
+        )
         self._delivered = Delivered()
-        self._cursor = Cursor()
+        self._cursor: Cursor = api.make_cursor()
         self._refused: tuple[Way, ...] = ()
         self._is_continuation = False
         self._repeated: list[Delta] | None = None
@@ -113,9 +126,9 @@ class Resumption:
         # Of the attempt
         self.way: Way | None = None
         self.begun = False
-        self.decoder: ChatDecoder = ChatDecoder()
+        self.decoder: Decoder = api.make_decoder()
         # Of the answer that the cursor is in, over all attempts that took it up.
-        self._kept_decoder: ChatDecoder = self.decoder
+        self._kept_decoder: Decoder = self.decoder
         self._taken_up_after: str | None = None
         self._last_id: str | None = None
         self._last_was_repeat = False
@@ -153,22 +166,45 @@ class Resumption:
             CannotResume: There is nothing that it may send.
         """
         self.begun = False
-        self.decoder = ChatDecoder()
+        self.decoder = self.api.make_decoder()
         self.open_text = None
         self._suspected = None
         self._unconfirmed = None
-        content, headers = self._content, dict[str, str]()
-        last_event_id = self._cursor.last_event_id
-        if last_event_id is not None and "cursor" not in self._refused:
+        content = self._content
+        taken_up = self._taken_up()
+        if taken_up is not None:
             self.way = "cursor"
-            headers["Last-Event-ID"] = last_event_id
-        elif (continued := self._continued()) is not None:
+            return taken_up
+        if (continued := self._continued()) is not None:
             self.way = "continue"
             content = msgspec.json.encode(continued)
         else:
             self._check_replay()
             self.way = "replay" if self._delivered.content else None
-        return NextRequest(self.way, content, headers)
+        return NextRequest(self.way, "POST", self.api.path, content, self.api.headers)
+
+    def _taken_up(self) -> NextRequest | None:
+        """The request for the rest of a stream that the server keeps, if it is known to."""
+        last, api = self._cursor.last_event_id, self.api
+        if last is None or "cursor" in self._refused:
+            return None
+        if api is not RESPONSES:
+            headers = {**api.headers, "Last-Event-ID": last}
+            return NextRequest("cursor", "POST", api.path, self._content, headers)
+        response_id = self._kept_decoder.response_id
+        if response_id is None or not self._is_kept:
+            return None
+        path = f"{api.path}/{quote(response_id, safe='')}?stream=true&starting_after={last}"
+        return NextRequest("cursor", "GET", path, b"", api.headers)
+
+    @property
+    def cancel_path(self) -> str | None:
+        """Where the answer that the server runs on its own is ended; `None` if it has ended."""
+        decoder = self.decoder if self.begun else self._kept_decoder
+        response_id = decoder.response_id
+        if not self._is_kept or response_id is None or decoder.over or decoder.complete:
+            return None
+        return f"{self.api.path}/{quote(response_id, safe='')}/cancel"
 
     def leave_out(self, field: str) -> bool:
         """Never again send `field` of the body; whether there was one."""
@@ -197,6 +233,9 @@ class Resumption:
 
         A kept stream that goes on with nothing is left: it ended as it did the first time.
         """
+        if self.decoder.over:
+            self._cursor = self.api.make_cursor()
+            return
         passes = isinstance(error, AuthenticationError | RateLimitError)
         if self.way == "cursor" and not self.begun and not passes:
             self._refused = (*self._refused, "cursor")
@@ -214,7 +253,7 @@ class Resumption:
     def _continued(self) -> dict[str, object] | None:
         """The body that has the model go on, or `None` where it cannot be asked to."""
         policy = self._policy
-        if policy.continue_ is None or "continue" in self._refused:
+        if policy.continue_ is None or "continue" in self._refused or self.api is RESPONSES:
             return None
         partial = self._delivered.continuable_text
         body = cast("dict[str, object]", msgspec.json.decode(self._content))
@@ -262,9 +301,10 @@ class Resumption:
             if event is not None:
                 place = self._cursor.place_of(event, begun=self._kept_decoder.choices)
         if event is not None:
-            items = ChatDecoder().decode(event)
-            is_end = DONE in items and place != "here"
-            if not items or is_end or isinstance(items[0], GatewayError):
+            items = self.api.make_decoder().decode(event)
+            if not items or isinstance(items[0], GatewayError):
+                return False
+            if place != "here" and items[0] is DONE:
                 return False
             if place == "unknown" and event.id is None and not any(map(_says_something, items)):
                 return False  # The role, say: some send it at the head of every response.
@@ -275,7 +315,8 @@ class Resumption:
             self._last_id = None
             is_new = event is not None and not self._cursor.has_passed(event)
             # Numbers may run on where a server starts over: what it says tells, then.
-            self._suspected = [] if is_new and self._delivered.content else None
+            is_suspect = is_new and self._delivered.content and not self._cursor.names_the_stream
+            self._suspected = [] if is_suspect else None
             self.begun = True
             return True
         if place == "unknown" or (place == "beginning" and self._continued() is not None):
@@ -288,7 +329,7 @@ class Resumption:
             self._delivered.begin_continuation(echo=self._policy.echo)
         else:
             self._delivered.begin_attempt()
-        self._cursor = Cursor()
+        self._cursor = self.api.make_cursor()
         self._kept_decoder = self.decoder
         self._repeated = None
         self._taken_up_after = None
@@ -396,7 +437,7 @@ class Resumption:
     def _restarted(self) -> tuple[Delta | Restarted, ...]:
         if self._is_continuation:  # Half an answer is nothing to start over with.
             self._refused = (*self._refused, "continue")
-            self._cursor = Cursor()
+            self._cursor = self.api.make_cursor()
             raise StartedOver
         if self._policy.on_divergence != "restart" or self._delivered.tool_calls:
             raise Diverged
