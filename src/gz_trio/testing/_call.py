@@ -110,7 +110,7 @@ class Call:
                 case Comment(text):
                     exchange.put_body(f": {text}\n\n".encode())
                 case Warning_(message) if run is not None:
-                    exchange.put_body(run.completion.warning(message))
+                    exchange.put_body(run.format.warning(message))
                 case _:
                     return fault
         return None

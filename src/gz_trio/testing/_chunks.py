@@ -11,7 +11,8 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from .._protocol.events import Delta
-from ._faults import FRAME_TYPES, ErrorFrame
+from ._faults import ErrorFrame
+from ._formats import frame, meaning
 
 Shape: TypeAlias = Literal["openai", "fireworks", "responses"]
 """Whose shape the chunks have; all three are seen behind one gateway."""
@@ -59,9 +60,9 @@ _WORDS = (
 DONE = b"data: [DONE]\n\n"
 
 
-def default_answer(body: Mapping[str, object], tokens: int) -> list[Delta]:
-    """Text that follows from the messages alone: other messages, another text."""
-    messages = msgspec.json.encode(body.get("messages"), order="deterministic")
+def default_answer(body: Mapping[str, object], said: object, tokens: int) -> list[Delta]:
+    """Text that follows from what was said alone: other messages, another text."""
+    messages = msgspec.json.encode(said, order="deterministic")
     choices = body.get("n")
     choices = choices if isinstance(choices, int) and choices > 0 else 1
     columns: list[list[str]] = []
@@ -84,7 +85,8 @@ def split(
     No choice has more tokens than the request's `max_tokens`. A choice to which `answer` gave a
     finish reason itself needs no delta at the end.
     """
-    limit = body.get("max_completion_tokens", body.get("max_tokens"))
+    limits = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+    limit = next((body[name] for name in limits if name in body), None)
     tokens: list[Delta] = []
     counts: dict[int, int] = {}
     reasons: dict[int, str | None] = {}
@@ -123,10 +125,14 @@ def marked(delta: Delta, mark: str) -> Delta:
     )
 
 
-class Completion:
-    """Makes the bytes of one answer: chunks, frames, or the whole as one object."""
+class ChatFormat:
+    """See `Format`: chat-completions chunks, whoever's shape they have."""
 
-    def __init__(self, number: int, body: Mapping[str, object], shape: Shape) -> None:
+    goodbye = DONE
+
+    def __init__(
+        self, number: int, body: Mapping[str, object], prompt_tokens: int, shape: Shape
+    ) -> None:
         options = body.get("stream_options")
         self.include_usage = isinstance(options, dict) and bool(
             msgspec.convert(options, dict[str, object]).get("include_usage")
@@ -135,15 +141,15 @@ class Completion:
         self.request_id = f"req_{number}"
         self.model = str(body.get("model"))
         self.created = int(time.time())
-        self.prompt_tokens = _count_words(body.get("messages"))
+        self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
         self._shape = shape
         self._begun: set[int] = set()
 
     def events(self, delta: Delta) -> list[bytes]:
-        """The event of one delta; a choice's first one comes after a chunk with the role."""
+        """See `Format`: a choice's first one comes after a chunk with the role."""
         if delta.raw:
-            return [b"data: " + delta.raw + b"\n\n"]
+            return [frame(delta.raw)]
         events: list[bytes] = []
         if delta.choice not in self._begun:
             self._begun.add(delta.choice)
@@ -170,39 +176,37 @@ class Completion:
         events.append(self._chunk(delta.choice, content, delta.finish_reason))
         return [event for event in events if event]  # not every shape has one for every delta
 
+    def end(self, endings: Sequence[Delta]) -> list[bytes]:
+        """See `Format`; usage too, where the request asked for it."""
+        events = [event for delta in endings for event in self.events(delta)]
+        if self.include_usage:
+            chunk: dict[str, object] = {"choices": [], "usage": self._usage()}
+            events.append(frame(self._envelope() | chunk))
+        return [*events, DONE]
+
     def finish(self, finish_reason: str) -> bytes:
-        """The chunk that ends choice 0 before its time."""
+        """See `Format`: the chunk that ends choice 0."""
         return self._chunk(0, {}, finish_reason)
 
-    def usage(self) -> list[bytes]:
-        """The last chunk, where the request asked for it, or nothing."""
-        if not self.include_usage:
-            return []
-        return [_frame({**self._envelope(), "choices": [], "usage": self._usage()})]
-
     def error(self, fault: ErrorFrame) -> bytes:
-        """The event of an error in mid-stream."""
-        if isinstance(fault.data, bytes):
-            return b"data: " + fault.data + b"\n\n"
+        """See `Format`."""
         if fault.data is not None:
-            return _frame(fault.data)
-        status, message = FRAME_TYPES.get(fault.type, (500, "The stream failed"))
-        status = status if fault.status is None else fault.status
-        message = message if fault.message is None else fault.message
+            return frame(fault.data)
+        status, message = meaning(fault)
         if fault.dialect == "openrouter":
             choice = {"index": 0, "delta": {"content": ""}, "finish_reason": "error"}
             code = status if fault.code is None else fault.code
             error = {"code": code, "message": message, "metadata": {"error_type": fault.type}}
-            return _frame({**self._envelope(), "error": error, "choices": [choice]})
+            return frame({**self._envelope(), "error": error, "choices": [choice]})
         code = str(status) if fault.code is None else fault.code
         return self._error(fault.type, message, code, status)
 
     def warning(self, message: str) -> bytes:
-        """The event of a warning, which only its type tells from an error."""
+        """See `Format`: only its type tells it from an error."""
         return self._error("stream_normalization_warning", message, None, None)
 
     def _error(self, type: str, message: str, code: str | int | None, status: int | None) -> bytes:
-        return _frame(
+        return frame(
             {
                 "error": {
                     "message": message,
@@ -217,7 +221,7 @@ class Completion:
         )
 
     def whole(self, deltas: Sequence[Delta]) -> bytes:
-        """The answer to a request without `"stream": true`."""
+        """See `Format`."""
         choices: list[dict[str, object]] = []
         for choice in sorted({delta.choice for delta in deltas}):
             own = [delta for delta in deltas if delta.choice == choice]
@@ -272,21 +276,17 @@ class Completion:
             text = delta.get("content")
             if not text:
                 return b""
-            return _frame({"type": "response.output_text.delta", "delta": text})
+            return frame({"type": "response.output_text.delta", "delta": text})
         if self._shape == "fireworks":
             output = {"index": choice, "delta": delta, "finish_reason": finish_reason}
-            return _frame({"output": [output]})
+            return frame({"output": [output]})
         chunk = self._envelope()
         chunk["choices"] = [
             {"index": choice, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         ]
         if self.include_usage:
             chunk["usage"] = None
-        return _frame(chunk)
-
-
-def _frame(content: object) -> bytes:
-    return b"data: " + msgspec.json.encode(content) + b"\n\n"
+        return frame(chunk)
 
 
 def _whole_calls(deltas: Sequence[Delta]) -> list[dict[str, object]]:
@@ -300,12 +300,13 @@ def _whole_calls(deltas: Sequence[Delta]) -> list[dict[str, object]]:
     ]
 
 
-def _count_words(content: object) -> int:
+def count_words(content: object) -> int:
+    """About how many tokens what was said has."""
     if isinstance(content, str):
         return len(content.split())
     if isinstance(content, list):
-        return sum(_count_words(item) for item in msgspec.convert(content, list[object]))
+        return sum(count_words(item) for item in msgspec.convert(content, list[object]))
     if isinstance(content, dict):
         item = msgspec.convert(content, dict[str, object])
-        return _count_words(item.get("content", item.get("text")))
+        return count_words(item.get("content", item.get("text")))
     return 0

@@ -1,19 +1,26 @@
-"""The fake gateway's chat completions: what the model says, and how a request gets it."""
+"""The fake gateway's answers over all three APIs: what the model says, how a request gets it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import parse_qs
 
+import msgspec
 import trio
 
+from .._protocol.apis import ApiName
 from .._protocol.events import Delta
 from ._call import Call
-from ._chunks import Completion, Shape, default_answer, marked, split, text_of
+from ._chunks import ChatFormat, Shape, count_words, default_answer, split, text_of
 from ._continuing import partial_answer, refusal
 from ._faults import Status
+from ._formats import Format, conversation, thoughts_were_changed
+from ._messages import MessagesFormat
+from ._responses import ResponsesFormat
 from ._run import KeptRuns, Place, Run, canonical
+from ._stored import StoredResponse, StoredResponses
 from ._streams import Streams
 
 if TYPE_CHECKING:
@@ -21,6 +28,12 @@ if TYPE_CHECKING:
 
 Answer: TypeAlias = Callable[[Mapping[str, object], int], Sequence[str | Delta]]
 """Gives the tokens of an answer, from the request's body and the attempt (1, 2, ...) at it."""
+
+API_PATHS: Mapping[str, ApiName] = {
+    "/v1/chat/completions": "chat",
+    "/v1/responses": "responses",
+    "/v1/messages": "messages",
+}
 
 _INVALID = Status(
     422,
@@ -31,21 +44,23 @@ _INVALID = Status(
 
 
 class Completions:
-    """Answers `POST /v1/chat/completions`.
+    """Answers requests to a model.
 
     Args:
         gateway: Whose settings hold.
         answer: What the model says; by default what follows from the messages.
-        shape: Whose shape the chunks have.
+        shape: Whose shape the chunks of chat completions have.
 
     Attributes:
         streams: Those that are being served.
-        kept: Those that can be taken up.
+        kept: Those that can be taken up by `Last-Event-ID`.
+        stored: The responses that the Responses API keeps.
     """
 
     def __init__(self, gateway: FakeGateway, answer: Answer | None, shape: Shape) -> None:
         self.streams = Streams()
         self.kept = KeptRuns()
+        self.stored = StoredResponses()
         self._gateway = gateway
         self._answer = answer
         self._shape: Shape = shape
@@ -64,21 +79,89 @@ class Completions:
             HangUp: The connection is to be left in the middle of the answer.
             Exception: What the callable `answer` raised.
         """
-        gateway, body = self._gateway, call.seen.body
-        if body is None or not isinstance(body.get("messages"), list):
-            await call.send_status(_INVALID)
-        elif gateway.models is not None and body.get("model") not in gateway.models:
-            reason = "The model does not exist: GET /models lists those that do"
-            await call.send_status(Status(404, reason))
-        elif (refused := refusal(body, gateway.continues)) is not None:
-            await call.send_status(refused)
+        api, body = API_PATHS[call.seen.path], call.seen.body
+        refused = self._refusal(api, call.seen.headers, body)
+        if body is None or refused is not None:
+            await call.send_status(refused or _INVALID)
         elif body.get("stream") is not True:
-            await self._send_whole(call, body)
+            await self._send_whole(call, api, body)
         else:
-            await self._stream(call, body)
+            await self._stream(call, api, body)
 
-    async def _stream(self, call: Call, body: Mapping[str, object]) -> None:
-        event_ids = self._gateway.event_ids
+    def _refusal(
+        self, api: ApiName, headers: Mapping[str, str], body: Mapping[str, object] | None
+    ) -> Status | None:
+        """What is answered to a request that cannot be served."""
+        models = self._gateway.models
+        refused: Status | None = None
+        match api:
+            case "chat" if body is None or not isinstance(body.get("messages"), list):
+                return _INVALID
+            case "responses" if body is None or not isinstance(body.get("input"), str | list):
+                return Status(400, "Missing required parameter: 'input'.", "openai")
+            case "messages" if "anthropic-version" not in headers:
+                return Status(400, "anthropic-version: header is required", "anthropic")
+            case "messages" if (
+                body is None
+                or not isinstance(body.get("messages"), list)
+                or not isinstance(body.get("max_tokens"), int)
+            ):
+                return Status(400, "messages, max_tokens: Field required", "anthropic")
+            case _ if body is None:
+                return _INVALID
+            case "responses":
+                refused = self.stored.refusal(body)
+            case _:
+                refused = refusal(body, self._gateway.continues)
+        if models is not None and body.get("model") not in models:
+            return Status(404, "The model does not exist: GET /models lists those that do")
+        if thoughts_were_changed(body):
+            reason = "A thought was changed: its signature does not fit"
+            return Status(400, reason, "anthropic" if api == "messages" else "openai")
+        return refused
+
+    async def respond_stored(self, call: Call, query: str) -> None:
+        """Answer a request for a response that is kept, or for its end.
+
+        Raises:
+            HangUp: The connection is to be left in the middle of the answer.
+        """
+        seen = call.seen
+        response_id = seen.path.removeprefix("/v1/responses/").partition("/")[0]
+        stored = self.stored.get(response_id)
+        options = parse_qs(query)
+        if stored is None:
+            reason = f"Response with id '{response_id}' not found."
+            await call.send_status(Status(404, reason, "openai", type="invalid_request_error"))
+        elif seen.path.endswith("/cancel"):
+            if not stored.background:
+                reason = "Only responses with background=true can be cancelled."
+                await call.send_status(Status(400, reason, "openai"))
+                return
+            stored.cancel()
+            await self._send_object(call, stored.format.response())
+        elif seen.method == "DELETE":
+            self.stored.forget(response_id)
+            deleted = {"id": response_id, "object": "response", "deleted": True}
+            await self._send_object(call, deleted)
+        elif options.get("stream") != ["true"]:
+            await self._send_object(call, stored.format.response())
+        else:
+            after = options.get("starting_after", ["-1"])[0]
+            place = stored.place_after(after)
+            if place is None:
+                reason = "This response is not streamed in the background, or has no such event."
+                await call.send_status(Status(400, reason, "openai"))
+                return
+            seen.resumed_after = after
+            await self.streams.serve(call, stored.run, place)
+
+    async def _send_object(self, call: Call, content: object) -> None:
+        await call.send(200, "application/json", msgspec.json.encode(content))
+        call.seen.complete = True
+
+    async def _stream(self, call: Call, api: ApiName, body: Mapping[str, object]) -> None:
+        event_ids = self._gateway.event_ids if api == "chat" else False
         last_event_id = call.seen.headers.get("last-event-id")
         if last_event_id and event_ids is True:
             if (found := self.kept.find(body, last_event_id)) is not None:
@@ -88,27 +171,52 @@ class Completions:
             if self._gateway.on_lost_stream == "404":
                 await call.send_status(Status(404, "The stream of this event is not kept"))
                 return
-        echo, tokens, endings = self._next_answer(body)
-        completion = Completion(call.serial, body, self._shape)
         if event_ids is True:
             name = str(call.serial)
-            run = Run(completion, tokens, endings, echo=echo, ids=f"{name}-", kept=True)
+            run = self.run(call.serial, api, body, ids=f"{name}-", kept=True)
             self.kept.keep(name, body, run)
         else:
-            run = Run(completion, tokens, endings, echo=echo, ids="" if event_ids else None)
+            run = self.run(call.serial, api, body, ids="" if event_ids else None)
         await self.streams.serve(call, run, Place())
 
-    async def _send_whole(self, call: Call, body: Mapping[str, object]) -> None:
-        seen = call.seen
+    def run(
+        self,
+        number: int,
+        api: ApiName,
+        body: Mapping[str, object],
+        *,
+        ids: str | None = None,
+        kept: bool = False,
+    ) -> Run:
+        """The model begins to answer a request that can be served."""
         echo, tokens, endings = self._next_answer(body)
-        completion = Completion(call.serial, body, self._shape)
+        maker = self._format(number, api, body)
+        kept = kept or isinstance(maker, ResponsesFormat)
+        run = Run(maker, tokens, endings, echo=echo, ids=ids, kept=kept)
+        if isinstance(maker, ResponsesFormat):
+            self.stored.keep(StoredResponse(maker, run, self.stored.whole(body)))
+        return run
+
+    def _format(self, number: int, api: ApiName, body: Mapping[str, object]) -> Format:
+        prompt_tokens = count_words(self._said(body))
+        match api:
+            case "chat":
+                return ChatFormat(number, body, prompt_tokens, self._shape)
+            case "responses":
+                return ResponsesFormat(number, body, prompt_tokens)
+            case "messages":
+                return MessagesFormat(number, body, prompt_tokens)
+
+    async def _send_whole(self, call: Call, api: ApiName, body: Mapping[str, object]) -> None:
+        seen = call.seen
+        run = self.run(call.serial, api, body)
         other = call.plan.due_text(seen.path, call.number, seen.generation)
         if other is not None:
             seen.faults.append(other)
-        await trio.sleep(self._gateway.token_interval * max(len(tokens) - 1, 0))
-        deltas = [marked(delta, other.mark if other else "") for delta in tokens]
-        completion.completion_tokens = seen.tokens = len(tokens)
-        await call.send(200, "application/json", completion.whole(echo + deltas + endings))
+        await trio.sleep(self._gateway.token_interval * max(len(run.tokens) - 1, 0))
+        run.mark = other.mark if other else ""
+        seen.tokens = len(run.tokens)
+        await call.send(200, "application/json", run.whole())
         seen.complete = True
 
     def _next_answer(
@@ -127,11 +235,18 @@ class Completions:
     def _tokens(self, body: Mapping[str, object], attempt: int) -> tuple[list[Delta], list[Delta]]:
         partial = partial_answer(body, self._gateway.continues)
         if partial is None:
-            return split(self._said(body, attempt), body)
-        other = default_answer(body, self._gateway.tokens)
-        return split(partial.rest(self._said(partial.body, 1), other), body)
+            return split(self._answer_to(body, attempt), body)
+        other = default_answer(body, self._said(body), self._gateway.tokens)
+        return split(partial.rest(self._answer_to(partial.body, 1), other), body)
 
-    def _said(self, body: Mapping[str, object], attempt: int) -> Sequence[str | Delta]:
+    def _answer_to(self, body: Mapping[str, object], attempt: int) -> Sequence[str | Delta]:
         if self._answer is None:
-            return default_answer(body, self._gateway.tokens)
+            return default_answer(body, self._said(body), self._gateway.tokens)
         return self._answer(body, attempt)
+
+    def _said(self, body: Mapping[str, object]) -> object:
+        """What the answer follows from."""
+        if "input" in body:
+            return conversation(self.stored.whole(body))
+        messages = body.get("messages")
+        return [body["system"], messages] if "system" in body else messages

@@ -17,13 +17,13 @@ from .._protocol import errors
 from .._protocol.keys import Key
 from ._call import Call, SeenRequest
 from ._chunks import Shape
-from ._completions import Answer, Completions
+from ._completions import API_PATHS, Answer, Completions
 from ._continuing import Continues
 from ._faults import Cut, Fault, Reset, Stall, Status
 from ._history import FakeHistory
 from ._keys import KeyRing
 from ._memory import HttpxModule, MemoryStream, memory_client, memory_connection
-from ._plan import HISTORY_PATHS, FaultPlan, Path, pattern_of
+from ._plan import HISTORY_PATHS, PATHS, FaultPlan, Path, pattern_of
 from ._server import Exchange, Framing, leave, serve
 
 _ClientT = TypeVar("_ClientT")
@@ -35,8 +35,10 @@ _SECRET_HEADERS = {"authorization", "x-api-key", "api-key", "cookie", "proxy-aut
 class FakeGateway:
     """An OpenAI-compatible gateway for tests: real HTTP, real streams, faults on request.
 
-    It serves `POST /v1/chat/completions` (streamed or whole), `GET /v1/models`, `POST /auth` and
-    the routes of a history of chats (`history`), over TCP (`listen`), over in-memory streams
+    It serves `POST /v1/chat/completions`, `POST /v1/responses` and `POST /v1/messages` (streamed or
+    whole), the responses that it keeps (`GET` and `DELETE /v1/responses/{id}`, `POST
+    /v1/responses/{id}/cancel`), `GET /v1/models`, `POST /auth` and the routes of a history of
+    chats (`history`), over TCP (`listen`), over in-memory streams
     (`http_client`, `connect`), or over any Trio stream (`serve_stream`). In memory nothing waits
     for a socket, so Trio's `MockClock` with autojump makes minutes pass in no time. Nothing needs
     to be started: the object only keeps the keys, the faults and what was seen, for all its
@@ -45,6 +47,11 @@ class FakeGateway:
     change.
 
     The key goes into `Authorization: Bearer`, `x-api-key` or `api-key`.
+
+    A response of the Responses API is kept, as long as the request does not say `"store": false`
+    (the last 10,000 are): a later one may go on from it by `previous_response_id`, and with
+    `"background": true` its stream can be taken up after any of its events. Here the model of such
+    a response runs only while somebody listens.
 
     Args:
         key: The first valid API key.
@@ -252,8 +259,9 @@ class FakeGateway:
         self._completions.streams.end_all_but(None if self._keys.expired else self.generation)
 
     def forget_streams(self) -> None:
-        """Lose the streams that were kept for `Last-Event-ID`, as a server that restarts does."""
+        """Lose the streams and the responses that were kept, as a server that restarts does."""
         self._completions.kept.forget()
+        self._completions.stored.forget()
 
     # Answers and faults
 
@@ -443,11 +451,17 @@ class FakeGateway:
             case "POST", "/auth":
                 await self._auth(call)
                 return
-            case ("POST", "/v1/chat/completions") | ("GET", "/v1/models"):
+            case ("GET", "/v1/models"):
+                pass
+            case "POST", _ if path in API_PATHS:
+                pass
+            case ("GET" | "DELETE", _) if pattern_of(path) == "/v1/responses/{id}":
+                pass
+            case ("POST", _) if pattern_of(path) == "/v1/responses/{id}/cancel":
                 pass
             case _ if pattern_of(path) in HISTORY_PATHS:
                 pass
-            case _, "/auth" | "/v1/chat/completions" | "/v1/models":
+            case _ if pattern_of(path) in PATHS:
                 await call.send_status(Status(405, "Method Not Allowed", "detail"))
                 return
             case _:
@@ -457,8 +471,10 @@ class FakeGateway:
             await call.send_status(Status(401, reason))
         elif path == "/v1/models":
             await self._send_models(call)
-        elif path == "/v1/chat/completions":
+        elif path in API_PATHS:
             await self._completions.respond(call)
+        elif path.startswith("/v1/responses/"):
+            await self._completions.respond_stored(call, exchange.target.partition("?")[2])
         else:
             await self.history.respond(call)
 

@@ -18,14 +18,20 @@ HistoryPath: TypeAlias = Literal[
     "/v1/chat/stats",
     "/v1/chat/feedback",
 ]
-Path: TypeAlias = Literal["/v1/chat/completions", "/v1/models", "/auth"] | HistoryPath
+StreamPath: TypeAlias = Literal[
+    "/v1/chat/completions", "/v1/responses", "/v1/responses/{id}", "/v1/messages"
+]
+OtherPath: TypeAlias = Literal["/v1/responses/{id}/cancel", "/v1/models", "/auth"]
+Path: TypeAlias = StreamPath | OtherPath | HistoryPath
 
 HISTORY_PATHS: tuple[HistoryPath, ...] = get_args(HistoryPath)
+STREAM_PATHS: tuple[StreamPath, ...] = get_args(StreamPath)
+PATHS: tuple[Path, ...] = (*STREAM_PATHS, *get_args(OtherPath), *HISTORY_PATHS)
 
 
 def pattern_of(path: str) -> str:
-    """The path as `fault()` names it: `{id}` for what the id of a session would be."""
-    return re.sub(r"^/v1/chat/sessions/[^/]+", "/v1/chat/sessions/{id}", path)
+    """The path as `fault()` names it: `{id}` for what the id of a session or response would be."""
+    return re.sub(r"^/v1/(chat/sessions|responses)/[^/]+", r"/v1/\1/{id}", path)
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +66,7 @@ class FaultPlan:
         if path in HISTORY_PATHS and not isinstance(fault, IN_STREAM):
             if token:
                 raise ValueError("what the history answers comes in one piece: token is 0 or None")
-        elif token is not None and path != "/v1/chat/completions":
+        elif token is not None and path not in STREAM_PATHS:
             raise ValueError(
                 f"an answer of {path} is no stream of tokens: {fault} cannot be in it, and "
                 "other faults there strike in place of the head, with token=None"

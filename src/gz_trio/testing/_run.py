@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from .._protocol.events import Delta
-from ._chunks import DONE, Completion, marked
+from ._chunks import marked
+from ._formats import Format
 
 _MOST_KEPT = 10_000
 
@@ -18,7 +19,7 @@ class Run:
     """One run of the model, in steps: a step for each token, and one for the end.
 
     Args:
-        completion: Makes the events.
+        maker: Makes the events.
         tokens: The answer's.
         endings: Deltas without text that come after them.
         echo: What comes before them, though the model did not make it.
@@ -26,13 +27,14 @@ class Run:
         kept: Whether steps can be had again.
 
     Attributes:
+        format: What makes the events.
         mark: What each token from here on begins with.
         made: How many steps were made.
     """
 
     def __init__(
         self,
-        completion: Completion,
+        maker: Format,
         tokens: Sequence[Delta],
         endings: Sequence[Delta],
         *,
@@ -40,7 +42,7 @@ class Run:
         ids: str | None = None,
         kept: bool = False,
     ) -> None:
-        self.completion = completion
+        self.format = maker
         self.tokens = tokens
         self.mark = ""
         self.made = 0
@@ -58,9 +60,9 @@ class Run:
         events = self._of(self._echo) if step == 0 else []
         if step < len(self.tokens):
             events += self._of([marked(self.tokens[step], self.mark)])
-            self.completion.completion_tokens += 1
+            self.format.completion_tokens += 1
         else:
-            events += [*self._of(self._endings), *self.completion.usage(), DONE]
+            events += self.format.end(self._endings)
         if self._kept is not None:
             self._kept.append(events)
             self._events_before.append(self._events)
@@ -73,8 +75,18 @@ class Run:
         self.made = step + 1
         return events
 
+    def stop(self) -> None:
+        """Make no further steps: the answer ends with those that there are."""
+        self.tokens = self.tokens[: self.made]
+
+    def whole(self) -> bytes:
+        """The whole answer in one piece, in place of all steps."""
+        tokens = [marked(delta, self.mark) for delta in self.tokens]
+        self.format.completion_tokens = len(tokens)
+        return self.format.whole([*self._echo, *tokens, *self._endings])
+
     def _of(self, deltas: Sequence[Delta]) -> list[bytes]:
-        return [event for delta in deltas for event in self.completion.events(delta)]
+        return [event for delta in deltas for event in self.format.events(delta)]
 
     def place_after(self, number: int) -> Place | None:
         """Where the stream goes on after this many events; `None` if it has not so many yet."""

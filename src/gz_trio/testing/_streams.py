@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ._call import Call
-from ._chunks import DONE, Completion
 from ._faults import EarlyDone, EmptyStream, ErrorFrame, Fault
+from ._formats import Format
 from ._run import Place, Run
 from ._server import HangUp, Interruptible
 
@@ -58,7 +58,7 @@ class Streams:
             with running.scope:
                 ended = await _send_steps(call, running, run, place)
             if not ended:
-                await _end_dead(call, run.completion)
+                await _end_dead(call, run.format)
         finally:
             self._running.discard(running)
 
@@ -74,7 +74,7 @@ async def _send_steps(call: Call, running: _Running, run: Run, place: Place) -> 
         if running.ended:
             return False
         if (fault := await call.strike(step, run)) is not None:
-            await _end_early(call, run.completion, fault)
+            await _end_early(call, run.format, fault)
             return True
         if running.ended:
             return False
@@ -89,25 +89,25 @@ async def _send_steps(call: Call, running: _Running, run: Run, place: Place) -> 
     return True
 
 
-async def _end_early(call: Call, completion: Completion, fault: Fault) -> None:
+async def _end_early(call: Call, maker: Format, fault: Fault) -> None:
     exchange = call.exchange
     if isinstance(fault, ErrorFrame):
-        exchange.put_body(completion.error(fault))
+        exchange.put_body(maker.error(fault))
         call.gateway.auth_errors += fault.type == "auth_error"
     if isinstance(fault, EarlyDone) and fault.finish_reason is not None:
-        exchange.put_body(completion.finish(fault.finish_reason))
+        exchange.put_body(maker.finish(fault.finish_reason))
     if isinstance(fault, EmptyStream) or (isinstance(fault, ErrorFrame | EarlyDone) and fault.done):
-        exchange.put_body(DONE)
+        exchange.put_body(maker.goodbye)
     await _end(call)
 
 
-async def _end_dead(call: Call, completion: Completion) -> None:
+async def _end_dead(call: Call, maker: Format) -> None:
     """End a stream whose key died."""
     if call.gateway.on_rotation == "cut":
         raise HangUp(reset=False)
     # What a Drip had begun is sent whole: the frame of the error begins a line of its own.
     call.exchange.drip = None
-    call.exchange.put_body(completion.error(ErrorFrame("auth_error")) + DONE)
+    call.exchange.put_body(maker.error(ErrorFrame("auth_error")) + maker.goodbye)
     call.gateway.auth_errors += 1
     await _end(call)
 
