@@ -20,7 +20,7 @@ from trio.lowlevel import enable_ki_protection
 from .._auth.authenticator import Authenticator, Refresh, open_authenticator
 from .._auth.stores import KeyStore, MemoryKeyStore
 from .._background import Background
-from .._protocol.apis import CHAT, Api, ApiName, api_named
+from .._protocol.apis import CHAT, RESPONSES, Api, ApiName, api_named
 from .._protocol.keys import Key
 from .._protocol.resumption import NextRequest, Resumption
 from .._protocol.settings import ResumePolicy, RetryPolicy, Timeouts
@@ -243,6 +243,8 @@ class Gateway:
                 resume=resume or settings.resume,
                 timeouts=timeouts or settings.timeouts,
             )
+        if api is RESPONSES and settings.resume.background:
+            body = {"background": True, "store": True, **body}
         model = body.get("model")
         model = model if isinstance(model, str) else None
         buffer = EventBuffer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TypeVar
@@ -30,6 +31,11 @@ from .buffer import EventBuffer, SinkRaised
 from .recovering import Recovering
 from .taking import ErrorFrame, Taking
 from .telemetry import ReplyTelemetry
+
+CANCEL_SECONDS = 5.0
+"""To tell the server that nobody wants the rest of an answer."""
+
+_log = logging.getLogger("gz_trio.reply")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +177,35 @@ class Receiver:
             self._scope.cancel()
 
     async def aclose(self) -> None:  # noqa: ASYNC910 - one, if there is something to wait for
-        """The reply's block is left: end all that is under way for it."""
+        """The reply's block is left: end all that is under way for it, on the server too."""
+        cancel_path = self._resumption.cancel_path
         self.leave(trio.ClosedResourceError("the reply's block has been left"))
         if self._scope is not None:
             self._gone = trio.Event()
             # It is cancelled, and has nothing to clean up that takes long.
             with trio.CancelScope(shield=True):
                 await self._gone.wait()
+        if cancel_path is not None:
+            await self._cancel_on_the_server(cancel_path)
+
+    async def _cancel_on_the_server(self, path: str) -> None:  # noqa: ASYNC910 - it is sent
+        """Whoever runs the answer on its own would go on, for money; if it is told in time."""
+        key = self._recovering.key
+        if key is None:
+            return
+        request = self._make_request(
+            key,
+            NextRequest(None, "POST", path, b"", {}),
+            headers={},
+            connect_timeout=CANCEL_SECONDS,
+        )
+        with trio.move_on_after(CANCEL_SECONDS, shield=True):
+            try:
+                response = await self._transport.send(request)
+            except (GatewayError, trio.ClosedResourceError) as error:
+                _log.info("an answer that nobody wants could not be cancelled: %s", error)
+            else:
+                response.close()
 
     @property
     def crash(self) -> GatewayError | None:

@@ -60,6 +60,11 @@ class Recovering:
         self._key: Key | None = None
         self._rejection: GatewayError | None = None
 
+    @property
+    def key(self) -> Key | None:
+        """The key of the last attempt, if there was one."""
+        return self._key
+
     async def next_key(self) -> Key:
         """The key of the next attempt: a new one, if the last one was rejected.
 

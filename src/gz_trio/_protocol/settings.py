@@ -33,7 +33,8 @@ class RetryPolicy:
 class ResumePolicy:
     """How a reply that broke after its first text is taken up again.
 
-    Tried in this order: by the *cursor*, where the server gives its events ids (`Last-Event-ID`);
+    Tried in this order: by the *cursor*, where the server gives its events ids (`Last-Event-ID`)
+    or keeps the answer (Responses API, `background`);
     by having the model *continue*, where `continue_` says that it can; by *replay*, the same
     request again, whose repeated text is matched and swallowed. Else the reply fails.
 
@@ -51,6 +52,11 @@ class ResumePolicy:
         on_divergence: What to do when the second answer differs from the text that was already
             delivered: `"raise"` ends the reply with `StreamInterrupted`, which carries the exact
             text so far; `"restart"` gives a `Restarted` event and starts `reply.text` anew.
+        background: Responses API only: whether the server may run the answer on its own and keep
+            it (`"background": true, "store": true` in the request), so that a stream that broke
+            is taken up where it was, and the model runs once. When the reply's block is left
+            early, the answer is cancelled there. A body that has these fields itself is sent as
+            it is.
 
     >>> ResumePolicy(on_divergence="restart").max_replay
     1000000
@@ -60,6 +66,7 @@ class ResumePolicy:
     echo: bool = False
     max_replay: int = 1_000_000
     on_divergence: Literal["raise", "restart"] = "raise"
+    background: bool = False
 
     def __post_init__(self) -> None:
         if self.continue_ not in ("vllm", "prefix", "prefill", None):

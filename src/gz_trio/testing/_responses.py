@@ -11,6 +11,7 @@ from .._protocol.events import Delta, ToolCallDelta
 from ._faults import ErrorFrame
 from ._formats import frame, meaning, signature
 
+_ID_PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
@@ -132,7 +133,8 @@ class ResponsesFormat:
         return events
 
     def _new_item(self, kind: str) -> _Item:
-        item = _Item(kind, f"{kind}_{self._number}_{len(self.output)}", len(self.output))
+        place = len(self.output)
+        item = _Item(kind, f"{_ID_PREFIXES[kind]}_{self._number}_{place}", place)
         self.output.append({})
         return item
 
