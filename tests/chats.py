@@ -27,6 +27,7 @@ from gz_trio import (
     open_gateway,
 )
 from gz_trio._auth.authenticator import Refresh
+from gz_trio._protocol.apis import ApiName
 from gz_trio.testing import FakeGateway
 
 BODY: dict[str, object] = {
@@ -100,11 +101,12 @@ async def tell(
     gateway: Gateway,
     body: Mapping[str, object] = BODY,
     *,
+    api: ApiName = "chat",
     on_event: Callable[[Told], object] = lambda _: None,
 ) -> Told:
     """Read one reply to its end, whichever it is; `on_event` is called after each event."""
     started = trio.current_time()
-    async with gateway.stream(body) as reply:
+    async with gateway.stream(body, api=api) as reply:
         told = Told(reply)
         try:
             async for event in reply.events():

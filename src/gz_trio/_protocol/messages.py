@@ -169,7 +169,7 @@ class MessagesDecoder:
             return (unreadable(ServerSentEvent("message", body)),)
         whole = self._finish(message, body)
         for index, block in enumerate(lenient_json.objects(message.get("content"))):
-            delta = self._begin(index, block, b"")
+            delta = self._begin(index, block, b"", whole=True)
             whole = msgspec.structs.replace(
                 whole,
                 text=whole.text + delta.text,
@@ -181,7 +181,7 @@ class MessagesDecoder:
 
     # Blocks
 
-    def _begin(self, index: int, sent: object, raw: bytes) -> Delta:
+    def _begin(self, index: int, sent: object, raw: bytes, *, whole: bool = False) -> Delta:
         block = lenient_json.as_object(sent) or {}
         self._blocks[index] = _Block(block)
         text, reasoning = text_of(block.get("text")), text_of(block.get("thinking"))
@@ -190,7 +190,8 @@ class MessagesDecoder:
         if field is not None:
             ours = self._calls[index] = len(self._calls)
             given = lenient_json.as_object(block.get(field))
-            arguments = json.dumps(given) if given else ""
+            # At the beginning of a block that is still to come it is empty, whatever follows.
+            arguments = _as_json(given) if given or whole else ""
             name, call_id = text_of(block.get("name")), text_of(block.get("id"))
             calls = (ToolCallDelta(ours, call_id or None, name or None, arguments),)
         return Delta(
@@ -300,6 +301,13 @@ def _input(text: str) -> dict[str, object]:
     if value is None and text.strip():
         return {"INVALID_JSON": text}  # As Anthropic's documentation advises.
     return value or {}
+
+
+def _as_json(value: object) -> str:
+    try:
+        return json.dumps(value or {}, separators=(",", ":"))
+    except RecursionError:  # Nested so deep that it can be read, but not written again.
+        return "{}"
 
 
 def _index(frame: _Event) -> int:
