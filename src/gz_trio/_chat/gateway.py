@@ -259,7 +259,7 @@ class Gateway:
             settings=settings,
             now=self._now,
             buffer=buffer,
-            telemetry=ReplyTelemetry(body, self._origin),
+            telemetry=ReplyTelemetry(body, self._origin, api),
         )
         return receiver, Reply(model, buffer, receiver)
 
@@ -409,6 +409,7 @@ async def open_session(
     messages: Sequence[Mapping[str, object]] | None = None,
     extra_body: Mapping[str, object] | None = None,
     remember: bool | int | str = False,
+    api: ApiName = "chat",
     headers: Mapping[str, str] | None = None,
     key_header: KeyHeader = "Authorization",
     retry: RetryPolicy | None = None,
@@ -433,6 +434,7 @@ async def open_session(
         messages: The conversation so far.
         extra_body: As for `Gateway.open_session`.
         remember: As for `Gateway.open_session`.
+        api: As for `Gateway.open_session`.
         headers: As for `open_gateway`.
         key_header: As for `open_gateway`.
         retry: As for `open_gateway`.
@@ -443,7 +445,8 @@ async def open_session(
         now: As for `open_gateway`.
 
     Raises:
-        ValueError: There is no way to a key or more than one; `base_url` or `model` is none.
+        ValueError: There is no way to a key or more than one; `base_url`, `model` or `api` is
+            none.
         GatewayError: The store cannot be read; or as for `Gateway.open_session`.
 
     >>> async def main() -> None:
@@ -491,7 +494,9 @@ async def open_session(
             )
         )
         yield await stack.enter_async_context(
-            gateway.open_session(model, messages=messages, extra_body=extra_body, remember=remember)
+            gateway.open_session(
+                model, messages=messages, extra_body=extra_body, remember=remember, api=api
+            )
         )
 
 

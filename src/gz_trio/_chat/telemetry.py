@@ -21,6 +21,7 @@ import trio
 
 from .. import _telemetry as telemetry
 from .._protocol import lenient_json
+from .._protocol.apis import CHAT, MESSAGES, Api
 from .._protocol.events import Paused, RateLimited, Restarted, Resumed, Usage
 from .._telemetry import Attributes, Span
 from .attempts import Attempt, Timing
@@ -47,6 +48,7 @@ _AZURE = ".openai.azure.com"
 _REQUEST_FIELDS: tuple[tuple[str, str, type[int | float]], ...] = (
     ("max_tokens", "gen_ai.request.max_tokens", int),
     ("max_completion_tokens", "gen_ai.request.max_tokens", int),
+    ("max_output_tokens", "gen_ai.request.max_tokens", int),
     ("temperature", "gen_ai.request.temperature", float),
     ("top_p", "gen_ai.request.top_p", float),
     ("top_k", "gen_ai.request.top_k", float),
@@ -66,14 +68,16 @@ class ReplyTelemetry:
     Args:
         body: The request's.
         origin: Where it is sent to, as `"https://host"`.
+        api: Which API it is of.
     """
 
     __slots__ = (
-        "_answer", "_attempt_answer", "_attempt_span", "_attempts", "_ended", "_id", "_model",
-        "_origin", "_pause", "_span", "_status",
+        "_answer", "_api", "_attempt_answer", "_attempt_span", "_attempts", "_ended", "_id",
+        "_model", "_origin", "_pause", "_span", "_status",
     )  # fmt: skip
 
-    def __init__(self, body: Mapping[str, object], origin: str) -> None:
+    def __init__(self, body: Mapping[str, object], origin: str, api: Api = CHAT) -> None:
+        self._api = api
         model = body.get("model")
         self._model = model if isinstance(model, str) else None
         self._origin = origin
@@ -94,6 +98,8 @@ class ReplyTelemetry:
 
     def _labels(self) -> dict[str, str | int]:
         labels: dict[str, str | int] = {"gen_ai.operation.name": "chat", **_server(self._origin)}
+        if self._api is MESSAGES:
+            labels["gen_ai.provider.name"] = "anthropic"
         if self._model is not None:
             labels["gen_ai.request.model"] = self._model
         return labels
@@ -169,7 +175,12 @@ class ReplyTelemetry:
     def answered(self, data: bytes) -> None:
         """The attempt's answer has begun with `data`: an event's, or a whole completion."""
         with suppress(*lenient_json.MSGSPEC_ERRORS):
-            answer = self._answer = self._attempt_answer = _decode_answer(data)
+            sent = _decode_sent(data)
+            whole = sent.response or sent.message
+            named = lenient_json.as_object(whole) or {"id": sent.id, "model": sent.model}
+            answer = self._answer = self._attempt_answer = _Answer(
+                named.get("id"), named.get("model")
+            )
             if isinstance(answer.model, str):
                 answer.model = sys.intern(answer.model)  # One for all streams.
 
@@ -310,8 +321,17 @@ class _Answer(msgspec.Struct, gc=False):
         return {name: value for name, value in named if isinstance(value, str) and value}
 
 
+class _Sent(msgspec.Struct, gc=False):
+    """An answer's first event: of chat completions; of the others the answer is within."""
+
+    id: object = None
+    model: object = None
+    response: object = None
+    message: object = None
+
+
 _NO_ANSWER = _Answer()
-_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_sent = msgspec.json.Decoder(_Sent).decode
 
 
 @lru_cache
@@ -338,7 +358,7 @@ def _request(body: Mapping[str, object]) -> dict[str, str | bool | int | float |
     choices = body.get("n")
     if isinstance(choices, int) and choices != 1:
         found["gen_ai.request.choice.count"] = choices
-    stop = body.get("stop")
+    stop = body.get("stop", body.get("stop_sequences"))
     if isinstance(stop, str):
         found["gen_ai.request.stop_sequences"] = (stop,)
     elif isinstance(stop, list | tuple):
@@ -360,13 +380,17 @@ def _usage(usage: Usage | None) -> dict[str, int]:
     }
     for details, field, name in (
         ("prompt_tokens_details", "cached_tokens", "gen_ai.usage.cache_read.input_tokens"),
+        ("input_tokens_details", "cached_tokens", "gen_ai.usage.cache_read.input_tokens"),
+        ("", "cache_read_input_tokens", "gen_ai.usage.cache_read.input_tokens"),
         (
             "completion_tokens_details",
             "reasoning_tokens",
             "gen_ai.usage.reasoning.output_tokens",
         ),
+        ("output_tokens_details", "reasoning_tokens", "gen_ai.usage.reasoning.output_tokens"),
     ):
-        tokens = (lenient_json.as_object(usage.raw.get(details)) or {}).get(field)
+        within = lenient_json.as_object(usage.raw.get(details)) or {} if details else usage.raw
+        tokens = within.get(field)
         if isinstance(tokens, int):
             found[name] = tokens
     return found

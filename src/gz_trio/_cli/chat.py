@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
+from typing import Literal
 
 import trio
 
@@ -31,6 +32,8 @@ from .auth import Place, name_of
 from .lines import PipedLines, TypedLines
 from .run import INTERRUPTED, UsageError, complain
 
+ApiName = Literal["chat", "responses", "messages"]
+
 KEY_VARIABLES = ("GZ_API_KEY", "OPENAI_API_KEY")
 
 
@@ -45,6 +48,7 @@ class Chat:
         refresh_command: A program that prints a key.
         system: The system message.
         max_retries: As for `gz_trio.RetryPolicy`.
+        api: Which API is asked.
         environment: Where the key is looked for.
 
     Raises:
@@ -60,6 +64,7 @@ class Chat:
         refresh_command: str | None,
         system: str | None,
         max_retries: int,
+        api: ApiName,
         environment: Mapping[str, str],
     ) -> None:
         self._base_url = base_url
@@ -72,6 +77,7 @@ class Chat:
             [] if system is None else [{"role": "system", "content": system}]
         )
         self._max_retries = max_retries
+        self._api: ApiName = api
         self._key_variable = next((name for name in KEY_VARIABLES if environment.get(name)), None)
         self._key = environment[self._key_variable] if self._key_variable else None
         if not sys.stdin:
@@ -122,6 +128,7 @@ class Chat:
                     None if self._refresh_command is None else CommandRefresh(self._refresh_command)
                 ),
                 messages=self._messages,
+                api=self._api,
                 retry=RetryPolicy(max_retries=self._max_retries),
                 resume=ResumePolicy(on_divergence="restart"),
             )

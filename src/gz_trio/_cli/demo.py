@@ -21,11 +21,13 @@ from .. import (
     Paused,
     RateLimited,
     Resumed,
+    ResumePolicy,
     Session,
     open_authenticator,
     open_gateway,
 )
 from ..testing import FakeGateway
+from .chat import ApiName
 from .text import lost_and_doubled
 
 TOKENS_IN_ALL = 12_000
@@ -113,10 +115,14 @@ class Demo:
     Args:
         sessions: How many chats.
         rotations: How often the key is rotated.
+        api: Which API they speak.
         say: Told in words what happens.
     """
 
-    def __init__(self, sessions: int, rotations: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, sessions: int, rotations: int, api: ApiName, say: Callable[[str], None]
+    ) -> None:
+        self._api: ApiName = api
         self.rotations = rotations
         self.rotated = 0
         self.streams = 0
@@ -157,7 +163,7 @@ class Demo:
                 MemoryKeyStore(self.fake.key),
                 GatewayRefresh(base_url, token="any-token"),  # noqa: S106  the fake takes any
             ) as authenticator,
-            open_gateway(base_url, authenticator) as gateway,
+            open_gateway(base_url, authenticator, resume=ResumePolicy(background=True)) as gateway,
             trio.open_nursery() as nursery,
         ):
             self._say(f"{sessions} chats share one key and stream from {base_url}")
@@ -212,7 +218,7 @@ class Demo:
     async def _converse(self, gateway: Gateway, chat: Chat) -> None:
         """Stream one reply after another until the last rotation is over."""
         try:
-            async with gateway.open_session("fake-model") as session:
+            async with gateway.open_session("fake-model", api=self._api) as session:
                 whole = await self._stream(session, chat, "Tell me a story.")
                 while whole and self.rotated < self.rotations:
                     whole = await self._stream(session, chat, "And then?")
@@ -224,7 +230,8 @@ class Demo:
     async def _stream(self, session: Session, chat: Chat, question: str) -> bool:
         """Stream one reply; whether it came to its end."""
         messages = [*session.messages, {"role": "user", "content": question}]
-        intended = self.fake.intended({"messages": messages})
+        field = "input" if self._api == "responses" else "messages"
+        intended = self.fake.intended({field: messages})
         self.streams += 1
         chat.text = ""
         complete = False
@@ -282,6 +289,6 @@ class Demo:
 
 def story(body: Mapping[str, object], tokens: int) -> list[str]:
     """A text of so many tokens that follows from the messages."""
-    pick = random.Random(json.dumps(body.get("messages")))
+    pick = random.Random(json.dumps(body.get("input", body.get("messages"))))
     text = " ".join(pick.sample(_SENTENCES, len(_SENTENCES)))
     return re.findall(r"\S+\s*", text)[:tokens]
