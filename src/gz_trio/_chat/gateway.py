@@ -24,7 +24,7 @@ from .._protocol.apis import CHAT, RESPONSES, Api, ApiName, api_named
 from .._protocol.keys import Key
 from .._protocol.resumption import NextRequest, Resumption
 from .._protocol.settings import ResumePolicy, RetryPolicy, Timeouts
-from .._transport.choosing import open_transport
+from .._transport.choosing import open_transport, open_websocket
 from .._transport.interface import Request, Transport
 from .._transport.origin import Origin
 from .buffer import EventBuffer
@@ -118,6 +118,7 @@ class Gateway:
         extra_body: Mapping[str, object] | None = None,
         remember: bool | int | str = False,
         api: ApiName = "chat",
+        transport: Literal["http", "websocket"] = "http",
     ) -> AbstractAsyncContextManager[Session]:
         """A chat session over this gateway, with its authenticator.
 
@@ -131,9 +132,12 @@ class Gateway:
             api: Which of the gateway's APIs is asked: `"chat"` for chat completions,
                 `"responses"`, or `"messages"`, Anthropic's, of which `max_tokens` is 4096 unless
                 `extra_body` says otherwise.
+            transport: `"websocket"`: by the Responses API's WebSocket mode, over one connection
+                for the whole session, which has to be a direct one.
 
         Raises:
-            ValueError: `model` is empty, or `api` none of these.
+            ValueError: `model` is empty, `api` or `transport` none of these, or they do not go
+                together.
             GatewayError: The session to go on with cannot be read.
             SaveError: On exit, where the block raised nothing: what is in its `unsaved` could not
                 be saved, nor in the 10 seconds that leaving the block waits for it.
@@ -150,34 +154,52 @@ class Gateway:
         >>> trio.run(main)
         True
         """
-        if remember is not False:
-            return self._open_remembered(model, messages, extra_body, remember, api_named(api))
+        chosen = api_named(api)
+        websocket = None
+        match transport:
+            case "http":
+                pass
+            case "websocket" if chosen is RESPONSES:
+                websocket = open_websocket(self._transport)
+            case "websocket":
+                raise ValueError('the WebSocket mode is that of api="responses"')
+            case _:
+                raise ValueError(f"transport is {transport!r}, but must be 'http' or 'websocket'")
+        if remember is not False or websocket is not None:
+            return self._open_session(model, messages, extra_body, remember, chosen, websocket)
         # Not a generator: there are as many as there are streams.
         return SessionBlock(
-            Session(self, self._receive, model, messages, extra_body=extra_body, api=api_named(api))
+            Session(self, self._receive, model, messages, extra_body=extra_body, api=chosen)
         )
 
     @asynccontextmanager
     @enable_ki_protection
-    async def _open_remembered(
+    async def _open_session(  # noqa: PLR0917 - for the one caller above
         self,
         model: str,
         messages: Sequence[Mapping[str, object]] | None,
         extra_body: Mapping[str, object] | None,
-        remember: int | str,
+        remember: bool | int | str,
         api: Api,
+        websocket: AbstractAsyncContextManager[Transport] | None,
     ) -> AsyncGenerator[Session]:
         so_far = list(messages or ())
-        session_id = None if remember is True else remember
+        session_id = None if isinstance(remember, bool) else remember
         if session_id is not None:
             past = await self._history.get(session_id)
             so_far += [{"role": m.role, "content": m.content} for m in past.messages]
-        async with open_remembering(
-            self._history_calls, self._saver, model, session_id
-        ) as remembering:
+        async with AsyncExitStack() as stack:
+            receive, remembering = self._receive, None
+            if websocket is not None:
+                transport = await stack.enter_async_context(websocket)
+                receive = partial(self._make_reply, transport=transport)
+            if remember is not False:
+                remembering = await stack.enter_async_context(
+                    open_remembering(self._history_calls, self._saver, model, session_id)
+                )
             yield Session(
                 self,
-                self._receive,
+                receive,
                 model,
                 so_far,
                 extra_body=extra_body,
@@ -234,6 +256,7 @@ class Gateway:
         timeouts: Timeouts | None = None,
         *,
         api: Api = CHAT,
+        transport: Transport | None = None,
     ) -> tuple[Receiver, Reply]:
         """For `ReplyBlock`: a reply, and what receives it. As for `stream`."""
         settings = self._settings
@@ -243,14 +266,16 @@ class Gateway:
                 resume=resume or settings.resume,
                 timeouts=timeouts or settings.timeouts,
             )
-        if api is RESPONSES and settings.resume.background:
+        if transport is not None:
+            body = {**body, "background": False}  # There is none over WebSocket.
+        elif api is RESPONSES and settings.resume.background:
             body = {"background": True, "store": True, **body}
         model = body.get("model")
         model = model if isinstance(model, str) else None
         buffer = EventBuffer()
         receiver = Receiver(
             self._nursery,
-            self._transport,
+            transport or self._transport,
             self._authenticator,
             origin=self._origin,
             model=model,
@@ -410,6 +435,7 @@ async def open_session(
     extra_body: Mapping[str, object] | None = None,
     remember: bool | int | str = False,
     api: ApiName = "chat",
+    transport: Literal["http", "websocket"] = "http",
     headers: Mapping[str, str] | None = None,
     key_header: KeyHeader = "Authorization",
     retry: RetryPolicy | None = None,
@@ -435,6 +461,7 @@ async def open_session(
         extra_body: As for `Gateway.open_session`.
         remember: As for `Gateway.open_session`.
         api: As for `Gateway.open_session`.
+        transport: As for `Gateway.open_session`.
         headers: As for `open_gateway`.
         key_header: As for `open_gateway`.
         retry: As for `open_gateway`.
@@ -495,7 +522,12 @@ async def open_session(
         )
         yield await stack.enter_async_context(
             gateway.open_session(
-                model, messages=messages, extra_body=extra_body, remember=remember, api=api
+                model,
+                messages=messages,
+                extra_body=extra_body,
+                remember=remember,
+                api=api,
+                transport=transport,
             )
         )
 

@@ -11,7 +11,8 @@ import httpx
 from .httpx import open_httpx_transport
 from .interface import Transport
 from .origin import Origin
-from .pool import open_pool
+from .pool import Pool, open_pool
+from .websocket import open_websocket_transport
 
 
 def open_transport(
@@ -34,6 +35,20 @@ def open_transport(
     if goes_by_proxy(base_url):
         return open_httpx_transport(None, ssl_context)
     return open_pool(ssl_context)
+
+
+def open_websocket(transport: Transport) -> AbstractAsyncContextManager[Transport]:
+    """A transport over WebSocket, with connections as `transport` has them.
+
+    Raises:
+        ValueError: `transport` is not our own.
+    """
+    if not isinstance(transport, Pool):
+        raise ValueError(
+            "WebSocket needs connections of the library's own: it goes neither by an http_client "
+            "nor by a proxy"
+        )
+    return open_websocket_transport(transport.open_stream)
 
 
 def goes_by_proxy(url: str) -> bool:

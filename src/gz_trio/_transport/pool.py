@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from math import inf
-from typing import cast
+from typing import TypeVar, cast
 
 import trio
 
@@ -22,7 +22,7 @@ from .http1 import ResponseReader, encode_request
 from .interface import Request, Wait
 from .link import Link, LinkOwner, StreamLink
 from .origin import Origin, parse_url
-from .tls import TlsClient, default_ssl_context
+from .tls import TlsClient, certificate_name, default_ssl_context, tls_error
 
 CONNECTS_AT_ONCE = 100
 """More would overrun the queue in which most servers keep connections until they accept them."""
@@ -34,6 +34,8 @@ IDLE_SECONDS = 60.0
 """Longer is none kept: most servers close them about then."""
 
 _TOO_MANY_FILES = "this process has as many files open as it may (`ulimit -n`)"
+
+T = TypeVar("T")
 
 Connect = Callable[[Origin], Awaitable[trio.abc.Stream]]
 
@@ -115,7 +117,9 @@ class Pool:
             except APIConnectionError:
                 if reader.begun or not request.repeatable:
                     raise
-        connection = await self._connect(origin, request.connect_timeout, request.on_wait)
+        connection = await self._connect(
+            origin, request.connect_timeout, request.on_wait, self._open_connection
+        )
         request.on_wait("write")  # From here on the server may have got it.
         reader = ResponseReader(method=request.method, origin=origin)
         return await self._request(connection, content, reader, request.on_wait)
@@ -135,15 +139,51 @@ class Pool:
 
     # Connections
 
+    async def open_stream(self, url: str, timeout: float | None) -> trio.abc.Stream:
+        """What a connection of another kind goes over, which is its opener's. A checkpoint.
+
+        Args:
+            url: Where it leads.
+            timeout: Seconds until it stands, or `None`.
+
+        Raises:
+            APIConnectionError: There is none.
+            ProtocolError: `url` is no URL of HTTP.
+        """
+        return await self._connect(Origin.of(url), timeout, _untold, self._open_stream)
+
+    async def _open_stream(self, origin: Origin) -> trio.abc.Stream:
+        stream = await self._connect_link(origin)
+        if origin.scheme == "http":
+            return stream
+        context = self._ssl_context or default_ssl_context()
+        secured = trio.SSLStream(
+            stream, context, server_hostname=certificate_name(origin.host), https_compatible=True
+        )
+        try:
+            await secured.do_handshake()
+        except BaseException as error:
+            await trio.aclose_forcefully(stream)
+            if isinstance(error, trio.BrokenResourceError) and isinstance(
+                error.__cause__, ssl.SSLError
+            ):
+                raise tls_error(error.__cause__, origin.host, in_handshake=True) from error
+            raise
+        return secured
+
     async def _connect(
-        self, origin: Origin, timeout: float | None, on_wait: Callable[[Wait], None]
-    ) -> Connection:
+        self,
+        origin: Origin,
+        timeout: float | None,
+        on_wait: Callable[[Wait], None],
+        open_: Callable[[Origin], Awaitable[T]],
+    ) -> T:
         on_wait("pool")
         async with self._connects:
             on_wait("connect")
             with trio.move_on_after(inf if timeout is None else timeout):
                 try:
-                    return await self._open_connection(origin)
+                    return await open_(origin)
                 except (OSError, UnicodeError, trio.BrokenResourceError) as error:
                     if not {errno.EMFILE, errno.ENFILE}.isdisjoint(_errnos(error)):
                         message = f"no connection to {origin}: {_TOO_MANY_FILES}"
@@ -280,6 +320,10 @@ async def open_pool(
             yield pool
         finally:
             pool.close()
+
+
+def _untold(_wait: Wait) -> None:
+    """For who does not want to know what is waited for."""
 
 
 def _errnos(error: BaseException) -> set[int | None]:

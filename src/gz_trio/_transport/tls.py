@@ -100,7 +100,7 @@ class TlsClient:
         self._outgoing = ssl.MemoryBIO()
         try:
             self._ssl_object = context.wrap_bio(
-                self._incoming, self._outgoing, server_hostname=_certificate_name(server_hostname)
+                self._incoming, self._outgoing, server_hostname=certificate_name(server_hostname)
             )
         except (ssl.SSLError, ValueError, httpx.InvalidURL) as error:
             raise APIConnectionError(
@@ -131,7 +131,7 @@ class TlsClient:
                 ) from None
             return False
         except ssl.SSLError as error:
-            raise _error(error, self._host, in_handshake=True) from error
+            raise tls_error(error, self._host, in_handshake=True) from error
         if not self._speaks_http_1_1():
             raise APIConnectionError(
                 f"no TLS connection to {self._host}: the server chose another protocol than "
@@ -172,7 +172,7 @@ class TlsClient:
                 self._end()
             except ssl.SSLError as error:
                 self._incoming.read()
-                raise _error(error, self._host, in_handshake=False) from error
+                raise tls_error(error, self._host, in_handshake=False) from error
             else:
                 self._end()
         if self._ended:
@@ -248,7 +248,7 @@ def default_ssl_context() -> ssl.SSLContext:
     return context
 
 
-def _certificate_name(host: str) -> str:
+def certificate_name(host: str) -> str:
     """The name as a certificate, and SNI, have it (RFC 6066 section 3, RFC 6874 section 4)."""
     name = host.partition("%")[0]
     if not name.isascii():
@@ -258,7 +258,7 @@ def _certificate_name(host: str) -> str:
     return name.removesuffix(".")
 
 
-def _error(error: ssl.SSLError, host: str, *, in_handshake: bool) -> APIConnectionError:
+def tls_error(error: ssl.SSLError, host: str, *, in_handshake: bool) -> APIConnectionError:
     """What `error` means, in words. None of them are the server's: OpenSSL has tables of them.
 
     A handshake that failed would fail again, so it is not retryable, unless the server says that

@@ -13,6 +13,7 @@ from ._completions import Answer
 from ._continuing import Continues
 from ._faults import (
     DIALECTS,
+    Close,
     Comment,
     Cut,
     Dialect,
@@ -36,6 +37,7 @@ from ._server import Framing
 __all__ = [
     "DIALECTS",
     "Answer",
+    "Close",
     "Comment",
     "Continues",
     "Cut",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ._faults import (
+    Close,
     Comment,
     Cut,
     Drip,
@@ -33,7 +34,7 @@ class SeenRequest:
 
     Attributes:
         method: `"POST"` or another.
-        path: `"/v1/chat/completions"`, `"/v1/models"`, `"/auth"`.
+        path: As `fault()` names it, but with ids.
         headers: By lower-case name; the value of one that carries a secret is `"[secret]"`.
         body: The JSON object that came; `None` if there was none.
         generation: Of the key that it came with; `None` for a key that never was valid.
@@ -97,6 +98,9 @@ class Call:
                     await exchange.wait(seconds)
                 case Drip(interval):
                     exchange.drip = interval
+                case Close():
+                    await exchange.flush()
+                    raise HangUp(close=fault)
                 case Cut(after_bytes) | Reset(after_bytes):
                     reset = isinstance(fault, Reset)
                     if after_bytes is None:

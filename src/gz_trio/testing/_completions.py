@@ -68,6 +68,7 @@ class Completions:
 
     def intended(self, body: Mapping[str, object]) -> str:
         """What `FakeGateway.intended` gives."""
+        body = self.stored.whole(body)
         partial = partial_answer(body, self._gateway.continues)
         before = "" if partial is None else partial.text
         return before + text_of(self._tokens(body, 1)[0])
@@ -80,16 +81,22 @@ class Completions:
             Exception: What the callable `answer` raised.
         """
         api, body = API_PATHS[call.seen.path], call.seen.body
-        refused = self._refusal(api, call.seen.headers, body)
+        refused = self.refusal(api, call.seen.headers, body, self.stored)
         if body is None or refused is not None:
             await call.send_status(refused or _INVALID)
-        elif body.get("stream") is not True:
+            return
+        body = self.stored.whole(body)
+        if body.get("stream") is not True:
             await self._send_whole(call, api, body)
         else:
             await self._stream(call, api, body)
 
-    def _refusal(
-        self, api: ApiName, headers: Mapping[str, str], body: Mapping[str, object] | None
+    def refusal(
+        self,
+        api: ApiName,
+        headers: Mapping[str, str],
+        body: Mapping[str, object] | None,
+        stored: StoredResponses,
     ) -> Status | None:
         """What is answered to a request that cannot be served."""
         models = self._gateway.models
@@ -110,7 +117,7 @@ class Completions:
             case _ if body is None:
                 return _INVALID
             case "responses":
-                refused = self.stored.refusal(body)
+                refused = stored.refusal(body)
             case _:
                 refused = refusal(body, self._gateway.continues)
         if models is not None and body.get("model") not in models:
@@ -194,7 +201,23 @@ class Completions:
         kept = kept or isinstance(maker, ResponsesFormat)
         run = Run(maker, tokens, endings, echo=echo, ids=ids, kept=kept)
         if isinstance(maker, ResponsesFormat):
-            self.stored.keep(StoredResponse(maker, run, self.stored.whole(body)))
+            self.stored.keep(StoredResponse(maker, run, body))
+        return run
+
+    def turn(
+        self,
+        number: int,
+        body: Mapping[str, object],
+        stored: StoredResponses,
+        stream_id: str | None,
+    ) -> Run:
+        """The model begins to answer a turn on a WebSocket that can be served."""
+        body = stored.whole(body)
+        _, tokens, endings = self._next_answer(body)
+        prompt_tokens = count_words(self._said(body))
+        maker = ResponsesFormat(number, body, prompt_tokens, websocket=True, stream_id=stream_id)
+        run = Run(maker, tokens, endings)
+        stored.keep(StoredResponse(maker, run, body))
         return run
 
     def _format(self, number: int, api: ApiName, body: Mapping[str, object]) -> Format:
@@ -247,6 +270,6 @@ class Completions:
     def _said(self, body: Mapping[str, object]) -> object:
         """What the answer follows from."""
         if "input" in body:
-            return conversation(self.stored.whole(body))
+            return conversation(body)
         messages = body.get("messages")
         return [body["system"], messages] if "system" in body else messages

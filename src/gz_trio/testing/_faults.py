@@ -123,6 +123,19 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True)
+class Close:
+    """A WebSocket is closed, by a close frame (RFC 6455 section 5.5.1).
+
+    Args:
+        code: The frame's code; 1005 sends a close frame without one.
+        reason: What it says beside it.
+    """
+
+    code: int = 1011
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Stall:
     """Silence, after which the answer goes on as if nothing had been.
 
@@ -214,6 +227,7 @@ Fault: TypeAlias = (
     | ErrorFrame
     | Cut
     | Reset
+    | Close
     | Stall
     | Drip
     | EarlyDone

@@ -19,12 +19,17 @@ from ._call import Call, SeenRequest
 from ._chunks import Shape
 from ._completions import API_PATHS, Answer, Completions
 from ._continuing import Continues
-from ._faults import Cut, Fault, Reset, Stall, Status
+from ._faults import Close, Cut, Fault, Reset, Stall, Status
+from ._formats import frame
 from ._history import FakeHistory
 from ._keys import KeyRing
 from ._memory import HttpxModule, MemoryStream, memory_client, memory_connection
 from ._plan import HISTORY_PATHS, PATHS, FaultPlan, Path, pattern_of
-from ._server import Exchange, Framing, leave, serve
+from ._responses import error_event
+from ._run import Place
+from ._server import Exchange, Framing, HangUp, leave, serve
+from ._stored import StoredResponses
+from ._websocket import Turn, WebSocket, hang_up, serve_turns
 
 _ClientT = TypeVar("_ClientT")
 
@@ -43,8 +48,8 @@ class FakeGateway:
     for a socket, so Trio's `MockClock` with autojump makes minutes pass in no time. Nothing needs
     to be started: the object only keeps the keys, the faults and what was seen, for all its
     connections. `tokens`, `token_interval`, `on_rotation`, `auth_latency`, `models`, `framing`,
-    `event_ids`, `on_lost_stream`, `continues` and `echo` are attributes too, which a test may
-    change.
+    `event_ids`, `on_lost_stream`, `continues`, `echo`, `lanes`, `websocket_rejection` and
+    `websocket_lifetime` are attributes too, which a test may change.
 
     The key goes into `Authorization: Bearer`, `x-api-key` or `api-key`.
 
@@ -52,6 +57,10 @@ class FakeGateway:
     (the last 10,000 are): a later one may go on from it by `previous_response_id`, and with
     `"background": true` its stream can be taken up after any of its events. Here the model of such
     a response runs only while somebody listens.
+
+    `/v1/responses` speaks WebSocket too, the API's WebSocket mode: each `response.create` is a
+    turn, and in `requests` one of its own, with the method `"WEBSOCKET"`; the handshake is another.
+    Their paths are `"/v1/responses (websocket)"` and `"/v1/responses (handshake)"`.
 
     Args:
         key: The first valid API key.
@@ -94,6 +103,11 @@ class FakeGateway:
             whitespace at the end does not count; or, if that does not begin so, with some other
             text. `max_tokens` limits what is new.
         echo: Whether a continued answer begins with the partial one.
+        lanes: Whether turns on a WebSocket are told apart by `stream_id`; otherwise one that has
+            it gets an error.
+        websocket_rejection: How a key that died is rejected on a WebSocket: by this close, or with
+            `None` by an `error` event with the status 401. A handshake is answered 401.
+        websocket_lifetime: Seconds after which a WebSocket takes no further turn.
         ledger: Whether `requests` keeps what was seen; a server that runs for days turns it off.
         on_request: Called with each request when it is over: answered, or left.
 
@@ -147,6 +161,9 @@ class FakeGateway:
         on_lost_stream: Literal["restart", "404"] = "restart",
         continues: Continues | None = None,
         echo: bool = False,
+        lanes: bool = True,
+        websocket_rejection: Close | None = None,
+        websocket_lifetime: float = 3600.0,
         ledger: bool = True,
         on_request: Callable[[SeenRequest], None] | None = None,
     ) -> None:
@@ -160,6 +177,9 @@ class FakeGateway:
         self.on_lost_stream: Literal["restart", "404"] = on_lost_stream
         self.continues: Continues | None = continues
         self.echo = echo
+        self.lanes = lanes
+        self.websocket_rejection = websocket_rejection
+        self.websocket_lifetime = websocket_lifetime
         self.refuse_refresh = False
         self.refuse_connections = False
         self.requests: list[SeenRequest] = []
@@ -332,7 +352,7 @@ class FakeGateway:
         if self.refuse_connections:
             await leave(stream, reset=True)
             return
-        await serve(stream, self._handle)
+        await serve(stream, self._handle, partial(self._upgrade, stream))
 
     @asynccontextmanager
     async def listen(self, host: str = "127.0.0.1", port: int = 0) -> AsyncGenerator[str]:
@@ -423,23 +443,112 @@ class FakeGateway:
             body = msgspec.json.decode(exchange.body, type=dict[str, object])
         except msgspec.DecodeError:
             body = None
+        call = self._call(exchange, exchange.method, path, headers, body)
+        try:
+            await self._respond(call, key)
+        finally:
+            if self._on_request is not None:
+                self._on_request(call.seen)
+
+    def _call(
+        self,
+        exchange: Exchange,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: dict[str, object] | None,
+    ) -> Call:
+        """A request that has come, which the ledger has from now on."""
         seen = SeenRequest(
-            exchange.method,
+            method,
             path,
             {n: "[secret]" if n in _SECRET_HEADERS else v for n, v in headers.items()},
             body,
-            self._keys.generation_of(key),
+            self._keys.generation_of(_key_of(headers)),
         )
         if self._ledger:
             self.requests.append(seen)
         self._total += 1
         number = self._count(pattern_of(path))
-        call = Call(self, self._plan, exchange, seen, number, self._total)
+        return Call(self, self._plan, exchange, seen, number, self._total)
+
+    async def _upgrade(self, stream: trio.abc.Stream, exchange: Exchange, behind: bytes) -> bool:
+        """See `_server.Upgrade`."""
+        headers = {name.lower(): value for name, value in exchange.headers}
+        path = exchange.target.partition("?")[0]
+        if headers.get("upgrade", "").lower() != "websocket" or path != "/v1/responses":
+            return False
+        call = self._call(exchange, "GET", f"{path} (handshake)", headers, None)
         try:
-            await self._respond(call, key)
+            fault = await call.strike(None)
+            reason = self._keys.rejection(_key_of(headers))
+            if isinstance(fault, Status):
+                await call.send_status(fault)
+            elif reason is not None:
+                await call.send_status(Status(401, reason))
+            else:
+                call.seen.status = 101
+                await self._serve_websocket(WebSocket(stream, exchange, behind), headers)
+                call.seen.complete = True
         finally:
             if self._on_request is not None:
-                self._on_request(seen)
+                self._on_request(call.seen)
+        return True
+
+    async def _serve_websocket(self, websocket: WebSocket, headers: Mapping[str, str]) -> None:
+        await websocket.accept()
+        stored = StoredResponses(self._completions.stored)
+        until = trio.current_time() + self.websocket_lifetime
+        try:
+            await serve_turns(
+                websocket, partial(self._answer_turn, websocket, headers, stored, until)
+            )
+        except HangUp as error:
+            if error.close is None:
+                raise
+            await hang_up(websocket, error)
+
+    async def _answer_turn(
+        self,
+        websocket: WebSocket,
+        headers: Mapping[str, str],
+        stored: StoredResponses,
+        until: float,
+        body: dict[str, object],
+        stream_id: str | None,
+    ) -> None:
+        turn = Turn(websocket)
+        call = self._call(turn, "WEBSOCKET", "/v1/responses (websocket)", headers, body)
+        lane = {} if stream_id is None else {"stream_id": stream_id}
+        try:
+            fault = await call.strike(None)
+            refused = fault if isinstance(fault, Status) else None
+            param: str | None = None
+            if refused is None and (reason := self._keys.rejection(_key_of(headers))) is not None:
+                if self.websocket_rejection is not None:
+                    raise HangUp(close=self.websocket_rejection)
+                refused = Status(401, reason, code="invalid_api_key")
+            elif refused is None and trio.current_time() >= until:
+                reason = "The connection has been open for too long: connect again"
+                refused = Status(400, reason, code="websocket_connection_limit_reached")
+            elif refused is None and stream_id is not None and not self.lanes:
+                refused = Status(400, "Unknown parameter: 'stream_id'.", code="unknown_parameter")
+                param = "stream_id"
+            elif refused is None:
+                refused = self._completions.refusal("responses", headers, body, stored)
+            if refused is not None:
+                call.seen.status = refused.status
+                self.rejected += refused.status == 401
+                message = refused.message or "The turn failed"
+                event = error_event(refused.status, refused.code, message, param=param, **lane)
+                turn.put_body(frame(event))
+                await turn.flush()
+                return
+            run = self._completions.turn(call.serial, body, stored, stream_id)
+            await self._completions.streams.serve(call, run, Place())
+        finally:
+            if self._on_request is not None:
+                self._on_request(call.seen)
 
     async def _respond(self, call: Call, key: str | None) -> None:
         exchange, path = call.exchange, call.seen.path

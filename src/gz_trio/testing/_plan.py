@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from ._faults import IN_STREAM, EmptyStream, Fault, OtherText, Status
+from ._faults import IN_STREAM, Close, EmptyStream, Fault, OtherText, Status
 
 HistoryPath: TypeAlias = Literal[
     "/v1/chat/sessions",
@@ -19,9 +19,15 @@ HistoryPath: TypeAlias = Literal[
     "/v1/chat/feedback",
 ]
 StreamPath: TypeAlias = Literal[
-    "/v1/chat/completions", "/v1/responses", "/v1/responses/{id}", "/v1/messages"
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/responses/{id}",
+    "/v1/responses (websocket)",
+    "/v1/messages",
 ]
-OtherPath: TypeAlias = Literal["/v1/responses/{id}/cancel", "/v1/models", "/auth"]
+OtherPath: TypeAlias = Literal[
+    "/v1/responses/{id}/cancel", "/v1/responses (handshake)", "/v1/models", "/auth"
+]
 Path: TypeAlias = StreamPath | OtherPath | HistoryPath
 
 HISTORY_PATHS: tuple[HistoryPath, ...] = get_args(HistoryPath)
@@ -71,6 +77,8 @@ class FaultPlan:
                 f"an answer of {path} is no stream of tokens: {fault} cannot be in it, and "
                 "other faults there strike in place of the head, with token=None"
             )
+        elif isinstance(fault, Close) and path != "/v1/responses (websocket)":
+            raise ValueError('a Close is for path="/v1/responses (websocket)"')
         elif token is not None and isinstance(fault, Status):
             raise ValueError("a Status comes in place of the head: leave out the token")
         if token and isinstance(fault, EmptyStream):

@@ -22,11 +22,23 @@ class ResponsesFormat:
         number: Of the answer; its id has it.
         body: The request's.
         prompt_tokens: Of what was asked.
+        websocket: Whether it is for a WebSocket, where errors are nested.
+        stream_id: Of the turn there, which its events carry.
     """
 
     goodbye = b""
 
-    def __init__(self, number: int, body: Mapping[str, object], prompt_tokens: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        body: Mapping[str, object],
+        prompt_tokens: int,
+        *,
+        websocket: bool = False,
+        stream_id: str | None = None,
+    ) -> None:
+        self._websocket = websocket
+        self._lane = {} if stream_id is None else {"stream_id": stream_id}
         self.id = f"resp_{number}"
         self.completion_tokens = 0
         self.status = "in_progress"
@@ -72,6 +84,9 @@ class ResponsesFormat:
         if fault.data is not None:
             return frame(fault.data)
         code = fault.type if fault.code is None else fault.code
+        if self._websocket:
+            status, message = meaning(fault)
+            return frame(error_event(status, code, message, **self._lane), "error")
         return frame(
             {
                 "type": "error",
@@ -169,7 +184,7 @@ class ResponsesFormat:
 
     def _event(self, kind: str, **fields: object) -> bytes:
         number, self._sequence = self._sequence, self._sequence + 1
-        return frame({"type": kind, "sequence_number": number, **fields}, kind)
+        return frame({"type": kind, "sequence_number": number, **self._lane, **fields}, kind)
 
     # Of the whole
 
@@ -216,6 +231,15 @@ class ResponsesFormat:
             "top_p": 1.0,
             "usage": usage,
         }
+
+
+def error_event(
+    status: int, code: str | int | None, message: str, *, param: str | None = None, **lane: str
+) -> dict[str, object]:
+    """An error on a WebSocket."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    error = {"type": kind, "code": code, "message": message, "param": param}
+    return {"type": "error", "status": status, "error": error, **lane}
 
 
 class _Item:

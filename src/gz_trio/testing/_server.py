@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 import h11
 import trio
 
+from ._faults import Close
 from ._memory import MemoryStream
 
 Framing: TypeAlias = Literal["chunked", "plain", "gzip"]
@@ -24,9 +25,10 @@ _RECEIVE_BYTES = 65_536
 class HangUp(Exception):
     """The server leaves the connection in the middle of an answer."""
 
-    def __init__(self, *, reset: bool) -> None:
+    def __init__(self, *, reset: bool = False, close: Close | None = None) -> None:
         super().__init__("the connection is left in the middle of an answer")
         self.reset = reset
+        self.close = close
 
 
 @dataclass(slots=True, eq=False)
@@ -187,7 +189,16 @@ def _accepts_gzip(headers: list[tuple[str, str]]) -> bool:
     return re.fullmatch(r"q=0(\.0*)?", weight) is None
 
 
-async def serve(stream: trio.abc.Stream, handle: Callable[[Exchange], Awaitable[None]]) -> None:
+Upgrade: TypeAlias = Callable[[Exchange, bytes], Awaitable[bool]]
+"""Speaks WebSocket from here on, if that is what a request wants, and it may.
+
+Called with the request and the bytes that came behind it. `False`: it is to be answered by HTTP.
+"""
+
+
+async def serve(
+    stream: trio.abc.Stream, handle: Callable[[Exchange], Awaitable[None]], upgrade: Upgrade
+) -> None:
     """Serve one connection until its end; closes the stream.
 
     Raises:
@@ -197,6 +208,8 @@ async def serve(stream: trio.abc.Stream, handle: Callable[[Exchange], Awaitable[
     async with stream:
         try:
             while (exchange := await _next_exchange(stream, connection)) is not None:
+                if await upgrade(exchange, connection.trailing_data[0]):
+                    return
                 await _answer(stream, connection, exchange, handle)
                 if connection.our_state is not h11.DONE:  # the last answer, or half of one
                     return

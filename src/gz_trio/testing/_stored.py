@@ -51,17 +51,25 @@ class StoredResponse:
 
 @dataclass(slots=True)
 class StoredResponses:
-    """The last of them, by id."""
+    """The last of them, by id.
 
+    Args:
+        shared: Those that are known too; a WebSocket keeps those of its own turns beside them.
+    """
+
+    shared: StoredResponses | None = None
     _responses: dict[str, StoredResponse] = field(default_factory=dict[str, StoredResponse])
 
     def get(self, response_id: str) -> StoredResponse | None:
         """The one of this id."""
-        return self._responses.get(response_id)
+        own = self._responses.get(response_id)
+        return self.shared.get(response_id) if own is None and self.shared is not None else own
 
     def keep(self, response: StoredResponse) -> None:
         """Keep one, unless its request forbids it."""
-        if response.body.get("store") is False:
+        if self.shared is not None:
+            self.shared.keep(response)
+        elif response.body.get("store") is False:
             return
         if len(self._responses) >= _MOST_KEPT:
             del self._responses[next(iter(self._responses))]
@@ -77,7 +85,7 @@ class StoredResponses:
     def refusal(self, body: Mapping[str, object]) -> Status | None:
         """What is answered to a request that goes on from one that is not there."""
         previous = body.get("previous_response_id")
-        if previous is None or str(previous) in self._responses:
+        if previous is None or self.get(str(previous)) is not None:
             return None
         reason = f"Previous response with id '{previous}' not found."
         code = "previous_response_not_found"
@@ -85,7 +93,7 @@ class StoredResponses:
 
     def whole(self, body: Mapping[str, object]) -> dict[str, object]:
         """A request's body with all that was said before in its `input`."""
-        previous = self._responses.get(str(body.get("previous_response_id")))
+        previous = self.get(str(body.get("previous_response_id")))
         if previous is None:
             return dict(body)
         return {**body, "input": [*previous.items(), *_items(body)]}

@@ -103,6 +103,9 @@ async def _end_early(call: Call, maker: Format, fault: Fault) -> None:
 
 async def _end_dead(call: Call, maker: Format) -> None:
     """End a stream whose key died."""
+    rejection = call.gateway.websocket_rejection
+    if call.seen.method == "WEBSOCKET" and rejection is not None:
+        raise HangUp(close=rejection)
     if call.gateway.on_rotation == "cut":
         raise HangUp(reset=False)
     # What a Drip had begun is sent whole: the frame of the error begins a line of its own.
