@@ -109,6 +109,20 @@ def split(
     return tokens, endings
 
 
+def one_after_another(tokens: Sequence[Delta]) -> list[Delta]:
+    """The tokens, those of each tool call together: but for chat's, no API has calls interleave."""
+    ordered: list[Delta] = []
+    for delta in tokens:
+        indices = {call.index for call in delta.tool_calls}
+        own = [
+            position
+            for position, other in enumerate(ordered, 1)
+            if indices & {call.index for call in other.tool_calls}
+        ]
+        ordered.insert(own[-1] if own else len(ordered), delta)
+    return ordered
+
+
 def text_of(deltas: Iterable[Delta], choice: int = 0) -> str:
     """The text of one choice, joined."""
     return "".join(delta.text for delta in deltas if delta.choice == choice)

@@ -13,7 +13,15 @@ import trio
 from .._protocol.apis import ApiName
 from .._protocol.events import Delta
 from ._call import Call
-from ._chunks import ChatFormat, Shape, count_words, default_answer, split, text_of
+from ._chunks import (
+    ChatFormat,
+    Shape,
+    count_words,
+    default_answer,
+    one_after_another,
+    split,
+    text_of,
+)
 from ._continuing import partial_answer, refusal
 from ._faults import Status
 from ._formats import Format, conversation, thoughts_were_changed
@@ -154,7 +162,7 @@ class Completions:
         elif options.get("stream") != ["true"]:
             await self._send_object(call, stored.format.response())
         else:
-            after = options.get("starting_after", ["-1"])[0]
+            after = options.get("starting_after", [None])[0]
             place = stored.place_after(after)
             if place is None:
                 reason = "This response is not streamed in the background, or has no such event."
@@ -198,6 +206,7 @@ class Completions:
         """The model begins to answer a request that can be served."""
         echo, tokens, endings = self._next_answer(body)
         maker = self._format(number, api, body)
+        tokens = tokens if api == "chat" else one_after_another(tokens)
         kept = kept or isinstance(maker, ResponsesFormat)
         run = Run(maker, tokens, endings, echo=echo, ids=ids, kept=kept)
         if isinstance(maker, ResponsesFormat):
@@ -216,7 +225,7 @@ class Completions:
         _, tokens, endings = self._next_answer(body)
         prompt_tokens = count_words(self._said(body))
         maker = ResponsesFormat(number, body, prompt_tokens, websocket=True, stream_id=stream_id)
-        run = Run(maker, tokens, endings)
+        run = Run(maker, one_after_another(tokens), endings)
         stored.keep(StoredResponse(maker, run, body))
         return run
 

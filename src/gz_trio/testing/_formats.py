@@ -62,6 +62,17 @@ def frame(content: object, name: str = "") -> bytes:
     return (f"event: {name}\n".encode() if name else b"") + b"data: " + data + b"\n\n"
 
 
+def name_of(data: bytes | Mapping[str, object]) -> str:
+    """The name of an event whose data has it as its type; else it is an error."""
+    if isinstance(data, bytes):
+        try:
+            data = msgspec.json.decode(data, type=dict[str, object])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return "error"
+    kind = data.get("type")
+    return kind if isinstance(kind, str) else "error"
+
+
 def meaning(fault: ErrorFrame) -> tuple[int, str]:
     """The status and the message of an error frame."""
     status, message = FRAME_TYPES.get(fault.type, (500, "The stream failed"))

@@ -28,7 +28,6 @@ from ._plan import HISTORY_PATHS, PATHS, FaultPlan, Path, pattern_of
 from ._responses import error_event
 from ._run import Place
 from ._server import Exchange, Framing, HangUp, leave, serve
-from ._stored import StoredResponses
 from ._websocket import Turn, WebSocket, hang_up, serve_turns
 
 _ClientT = TypeVar("_ClientT")
@@ -488,35 +487,33 @@ class FakeGateway:
                 await call.send_status(Status(401, reason))
             else:
                 call.seen.status = 101
-                await self._serve_websocket(WebSocket(stream, exchange, behind), headers)
+                websocket = WebSocket(
+                    stream,
+                    exchange,
+                    behind,
+                    stored=self._completions.stored,
+                    lifetime=self.websocket_lifetime,
+                )
+                await self._serve_websocket(websocket)
                 call.seen.complete = True
         finally:
             if self._on_request is not None:
                 self._on_request(call.seen)
         return True
 
-    async def _serve_websocket(self, websocket: WebSocket, headers: Mapping[str, str]) -> None:
+    async def _serve_websocket(self, websocket: WebSocket) -> None:
         await websocket.accept()
-        stored = StoredResponses(self._completions.stored)
-        until = trio.current_time() + self.websocket_lifetime
         try:
-            await serve_turns(
-                websocket, partial(self._answer_turn, websocket, headers, stored, until)
-            )
+            await serve_turns(websocket, partial(self._answer_turn, websocket))
         except HangUp as error:
             if error.close is None:
                 raise
             await hang_up(websocket, error)
 
     async def _answer_turn(
-        self,
-        websocket: WebSocket,
-        headers: Mapping[str, str],
-        stored: StoredResponses,
-        until: float,
-        body: dict[str, object],
-        stream_id: str | None,
+        self, websocket: WebSocket, body: dict[str, object], stream_id: str | None
     ) -> None:
+        headers, stored = websocket.headers, websocket.stored
         turn = Turn(websocket)
         call = self._call(turn, "WEBSOCKET", "/v1/responses (websocket)", headers, body)
         lane = {} if stream_id is None else {"stream_id": stream_id}
@@ -528,7 +525,7 @@ class FakeGateway:
                 if self.websocket_rejection is not None:
                     raise HangUp(close=self.websocket_rejection)
                 refused = Status(401, reason, code="invalid_api_key")
-            elif refused is None and trio.current_time() >= until:
+            elif refused is None and trio.current_time() >= websocket.until:
                 reason = "The connection has been open for too long: connect again"
                 refused = Status(400, reason, code="websocket_connection_limit_reached")
             elif refused is None and stream_id is not None and not self.lanes:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 
 import msgspec
 
 from .._protocol.events import Delta
 from ._faults import ErrorFrame
-from ._formats import frame, meaning, signature
+from ._formats import frame, meaning, name_of, signature
 
 _STOP_REASONS = {
     "stop": "end_turn",
@@ -48,6 +49,7 @@ class MessagesFormat:
         self._begun = False
         self._blocks: list[dict[str, object]] = []
         self._open: int | None = None
+        self._reason: str | None = None  # Which the answer gave itself.
         self._arguments: dict[int, str] = {}  # By the block's index.
         self._calls: dict[int, int] = {}  # The block's index, by the call's.
 
@@ -57,6 +59,7 @@ class MessagesFormat:
         """See `Format`."""
         if delta.raw:
             return [frame(delta.raw)]
+        self._reason = delta.finish_reason or self._reason
         events = self._begin()
         if delta.reasoning:
             events += self._grow("thinking", delta.reasoning)
@@ -90,12 +93,12 @@ class MessagesFormat:
 
     def finish(self, finish_reason: str) -> bytes:
         """See `Format`."""
-        return b"".join(self.end([Delta(finish_reason=finish_reason)]))
+        return b"".join(deepcopy(self).end([Delta(finish_reason=finish_reason)]))
 
     def error(self, fault: ErrorFrame) -> bytes:
         """See `Format`."""
         if fault.data is not None:
-            return frame(fault.data)
+            return frame(fault.data, name_of(fault.data))
         error = {"type": _ERROR_TYPES.get(fault.type, fault.type), "message": meaning(fault)[1]}
         return self._event("error", error=error, request_id=self._request_id)
 
@@ -122,10 +125,9 @@ class MessagesFormat:
 
     def _open_block(self, kind: str, fields: Mapping[str, object]) -> list[bytes]:
         events, block = self._close(), {"type": kind, **fields}
-        self._open = len(self._blocks)
-        begun = self._event("content_block_start", index=self._open, content_block=dict(block))
+        index = self._open = len(self._blocks)
         self._blocks.append(block)
-        return [*events, begun]
+        return [*events, self._event("content_block_start", index=index, content_block=dict(block))]
 
     def _close(self) -> list[bytes]:
         """The block that is open is done."""
@@ -152,11 +154,15 @@ class MessagesFormat:
             self.events(delta)
         self._close()
         for index, arguments in self._arguments.items():
-            self._blocks[index]["input"] = msgspec.json.decode(arguments or "{}")
+            try:
+                self._blocks[index]["input"] = msgspec.json.decode(arguments or "{}")
+            except msgspec.DecodeError:  # The limit cut it.
+                self._blocks[index]["input"] = {}
         return msgspec.json.encode(self._message(self._stop_reason(deltas)))
 
     def _stop_reason(self, deltas: Sequence[Delta]) -> str:
-        reason = next((d.finish_reason for d in reversed(deltas) if d.finish_reason), "stop")
+        given = (delta.finish_reason for delta in reversed(deltas) if delta.finish_reason)
+        reason = next(given, self._reason or "stop")
         return _STOP_REASONS.get(reason, reason)
 
     def _message(self, stop_reason: str | None) -> dict[str, object]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 
 import msgspec
 
 from .._protocol.events import Delta, ToolCallDelta
 from ._faults import ErrorFrame
-from ._formats import frame, meaning, signature
+from ._formats import frame, meaning, name_of, signature
 
 _ID_PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
@@ -50,6 +51,8 @@ class ResponsesFormat:
         self._sequence = 0
         self._open: _Item | None = None
         self._calls: dict[int, _Item] = {}
+        self._reasoning_tokens = 0
+        self._reason: str | None = None  # Which the answer gave itself.
         self._incomplete: str | None = None
 
     # Of a stream
@@ -58,8 +61,10 @@ class ResponsesFormat:
         """See `Format`."""
         if delta.raw:
             return [frame(delta.raw)]
+        self._reason = delta.finish_reason or self._reason
         events = self._begin()
         if delta.reasoning:
+            self._reasoning_tokens += 1
             events += self._grow("reasoning", delta.reasoning)
         if delta.text:
             events += self._grow("message", delta.text)
@@ -69,20 +74,22 @@ class ResponsesFormat:
 
     def end(self, endings: Sequence[Delta]) -> list[bytes]:
         """See `Format`."""
-        events = self._begin() + self._close()
+        events = self._begin()
         reasons = [delta.finish_reason for delta in endings if delta.finish_reason]
-        self._incomplete = _INCOMPLETE.get(reasons[-1]) if reasons else None
+        self._incomplete = _INCOMPLETE.get(reasons[-1] if reasons else self._reason or "")
         self.status = "completed" if self._incomplete is None else "incomplete"
+        events += self._close(self.status)
         return [*events, self._event(f"response.{self.status}", response=self.response())]
 
     def finish(self, finish_reason: str) -> bytes:
         """See `Format`."""
-        return b"".join(self.end([Delta(finish_reason=finish_reason)]))
+        # What is kept of the answer goes on as if nothing had been.
+        return b"".join(deepcopy(self).end([Delta(finish_reason=finish_reason)]))
 
     def error(self, fault: ErrorFrame) -> bytes:
         """See `Format`: an `error` event, which ends the stream and is none of the answer's."""
         if fault.data is not None:
-            return frame(fault.data)
+            return frame(fault.data, name_of(fault.data))
         code = fault.type if fault.code is None else fault.code
         if self._websocket:
             status, message = meaning(fault)
@@ -162,25 +169,25 @@ class ResponsesFormat:
         part = {**item.part, "part": item.content("")}
         return [*events, self._event("response.content_part.added", **part)]
 
-    def _close(self) -> list[bytes]:
+    def _close(self, status: str = "completed") -> list[bytes]:
         """The item that is open is done."""
         item, self._open = self._open, None
         if item is None:
             return []
-        index = item.place["output_index"]
-        whole = self.output[item.index] = item.whole("completed")
-        done = self._event("response.output_item.done", output_index=index, item=whole)
+        events: list[bytes] = []
         if item.kind == "function_call":
-            arguments = {**item.place, "arguments": item.text, "name": item.name}
-            return [self._event("response.function_call_arguments.done", **arguments), done]
-        name = "output_text" if item.kind == "message" else "reasoning_text"
-        more: dict[str, object] = {"logprobs": []} if item.kind == "message" else {}
-        part = {**item.part, "part": item.content(item.text)}
-        return [
-            self._event(f"response.{name}.done", **item.part, text=item.text, **more),
-            self._event("response.content_part.done", **part),
-            done,
-        ]
+            name, whole = "function_call_arguments", {**item.place, "arguments": item.text}
+        else:
+            name = "output_text" if item.kind == "message" else "reasoning_text"
+            more: dict[str, object] = {"logprobs": []} if item.kind == "message" else {}
+            whole = {**item.part, "text": item.text, **more}
+        events.append(self._event(f"response.{name}.done", **whole))
+        if item.kind != "function_call":
+            part = {**item.part, "part": item.content(item.text)}
+            events.append(self._event("response.content_part.done", **part))
+        self.output[item.index] = done = item.whole(status)
+        place = {"output_index": item.index, "item": done}
+        return [*events, self._event("response.output_item.done", **place)]
 
     def _event(self, kind: str, **fields: object) -> bytes:
         number, self._sequence = self._sequence, self._sequence + 1
@@ -200,12 +207,11 @@ class ResponsesFormat:
         body = self._body
         usage = None
         if self.status in ("completed", "incomplete"):
-            reasoning = sum(item.get("type") == "reasoning" for item in self.output)
             usage = {
                 "input_tokens": self._prompt_tokens,
                 "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
                 "output_tokens": self.completion_tokens,
-                "output_tokens_details": {"reasoning_tokens": reasoning},
+                "output_tokens_details": {"reasoning_tokens": self._reasoning_tokens},
                 "total_tokens": self._prompt_tokens + self.completion_tokens,
             }
         incomplete = None if self._incomplete is None else {"reason": self._incomplete}
@@ -261,7 +267,7 @@ class _Item:
 
     def whole(self, status: str) -> dict[str, object]:
         item: dict[str, object] = {"id": self._id, "type": self.kind, "status": status}
-        done = status == "completed"
+        done = status != "in_progress"
         match self.kind:
             case "message":
                 content = [self.content(self.text)] if done else []

@@ -30,6 +30,7 @@ class Run:
         format: What makes the events.
         mark: What each token from here on begins with.
         made: How many steps were made.
+        stopped: Whether no further step is to be made.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Run:
         self.tokens = tokens
         self.mark = ""
         self.made = 0
+        self.stopped = False
         self._endings = endings
         self._echo = echo
         self._ids = ids
@@ -75,9 +77,10 @@ class Run:
         self.made = step + 1
         return events
 
-    def stop(self) -> None:
-        """Make no further steps: the answer ends with those that there are."""
-        self.tokens = self.tokens[: self.made]
+    @property
+    def kept_steps(self) -> list[list[bytes]]:
+        """The events of the steps that can be had again."""
+        return self._kept or []
 
     def whole(self) -> bytes:
         """The whole answer in one piece, in place of all steps."""

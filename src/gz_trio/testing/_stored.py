@@ -32,17 +32,28 @@ class StoredResponse:
         """Whether it runs on when nobody listens."""
         return self.body.get("background") is True
 
-    def place_after(self, number: str) -> Place | None:
-        """Where the stream goes on after the event of this number; `None` if that cannot be."""
-        if not self.background or not number.removeprefix("-").isdecimal():
+    def place_after(self, number: str | None) -> Place | None:
+        """Where the stream goes on after the event of this number, or begins.
+
+        `None` if that cannot be.
+        """
+        if not self.background or self.body.get("stream") is not True:
             return None
-        return self.run.place_after(int(number) + 1)
+        if number is None:
+            return Place()
+        mark = f'"sequence_number":{number},'.encode()
+        for step, events in enumerate(self.run.kept_steps):
+            for position, event in enumerate(events, 1):
+                if mark in event:
+                    at_end = position == len(events)
+                    return Place(step + 1) if at_end else Place(step, position)
+        return None
 
     def cancel(self) -> None:
         """End it where it is, if it runs."""
         if self.format.status == "in_progress":
             self.format.status = "cancelled"
-            self.run.stop()
+            self.run.stopped = True
 
     def items(self) -> list[object]:
         """All that was said, its own output too."""

@@ -71,6 +71,9 @@ async def _send_steps(call: Call, running: _Running, run: Run, place: Place) -> 
         is_made = step < run.made or step == place.step
         if call.gateway.token_interval and not at_end and not is_made:
             await exchange.wait(call.gateway.token_interval)
+        if run.stopped and step >= run.made:
+            await _end(call)
+            return True
         if running.ended:
             return False
         if (fault := await call.strike(step, run)) is not None:

@@ -14,6 +14,7 @@ from wsproto.utilities import ProtocolError
 from .._protocol.sse import EventStreamDecoder
 from ._faults import Close
 from ._server import Exchange, HangUp
+from ._stored import StoredResponses
 
 _RECEIVE_BYTES = 65_536
 
@@ -25,10 +26,28 @@ class WebSocket:
         stream: What it goes over.
         exchange: The request that asked for it.
         behind: The bytes that came behind that.
+        stored: The responses that other connections know too.
+        lifetime: Seconds after which it takes no further turn.
+
+    Attributes:
+        headers: Of the request, names in lower case.
+        stored: The responses that its turns may go on from.
+        until: When it takes no further turn, in seconds on Trio's clock.
     """
 
-    def __init__(self, stream: trio.abc.Stream, exchange: Exchange, behind: bytes) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        exchange: Exchange,
+        behind: bytes,
+        *,
+        stored: StoredResponses,
+        lifetime: float,
+    ) -> None:
         self.stream = stream
+        self.headers = {name.lower(): value for name, value in exchange.headers}
+        self.stored = StoredResponses(stored)
+        self.until = trio.current_time() + lifetime
         self.sending = trio.Lock()
         self._wire = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
         headers = [(name.encode(), value.encode("latin-1")) for name, value in exchange.headers]
