@@ -12,7 +12,7 @@ from typing import Literal
 from . import lenient_json, messages, responses
 from .chat import ChatDecoder
 from .cursor import Cursor, EventCursor, SequenceCursor
-from .decoding import Decoder
+from .decoding import Decoder, text_of
 from .messages import MessagesDecoder
 from .responses import ResponsesDecoder
 from .sse import ServerSentEvent
@@ -112,10 +112,14 @@ def _with_call_ids(
 ) -> list[dict[str, object]]:
     """`output` with the ids under which its calls were handed out: a second answer has others."""
     ids = [call.get("id") for call in lenient_json.objects(message.get("tool_calls"))]
-    if len(ids) != sum(part.get("type") in kinds for part in output):
+    is_call = [text_of(part.get("type")) in kinds for part in output]
+    if len(ids) != sum(is_call):
         return output
     left = iter(ids)
-    return [{**part, field: next(left)} if part.get("type") in kinds else part for part in output]
+    return [
+        {**part, field: next(left)} if call else part
+        for part, call in zip(output, is_call, strict=True)
+    ]
 
 
 CHAT = Api("chat", "/chat/completions", ChatDecoder, _chat_body, _chat_answer)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Set as AbstractSet
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
+
+import msgspec
 
 from . import lenient_json
 from .errors import GatewayError, ProtocolError, error_from_frame
@@ -141,6 +143,46 @@ class Halves:
             self._waiting[channel] = piece[-1]
             piece = piece[:-1]
         return pair_surrogates(piece)
+
+    def rest(self, *kinds: object) -> str:
+        """What still waits in channels that begin with one of these: their ends did not come."""
+        waiting = [channel for channel in self._waiting if channel[0] in kinds]
+        return "".join(self.mend(channel, "", end=True) for channel in waiting)
+
+
+def mended(value: dict[str, object]) -> dict[str, object]:
+    """What goes back to the server, such that it can be sent.
+
+    Without halves of surrogate pairs, then; and what is nested so deep that it can be read, but not
+    written again, is an empty object.
+    """
+    if _can_be_sent(value):
+        return value
+    try:
+        return cast("dict[str, object]", _mended(value))
+    except RecursionError:
+        return {name: field if _can_be_sent(field) else {} for name, field in value.items()}
+
+
+def _can_be_sent(value: object) -> bool:
+    try:
+        msgspec.json.encode(value)
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return True
+
+
+def _mended(value: object) -> object:
+    match value:
+        case str():
+            return pair_surrogates(value)
+        case dict():
+            fields = cast("dict[str, object]", value)
+            return {pair_surrogates(name): _mended(field) for name, field in fields.items()}
+        case list():
+            return [_mended(item) for item in cast("list[object]", value)]
+        case _:
+            return value
 
 
 def pair_surrogates(text: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 import msgspec
 
 from . import lenient_json
-from .decoding import DONE, Halves, Item, pair_surrogates, text_of, unreadable, usage_of
+from .decoding import DONE, Halves, Item, mended, pair_surrogates, text_of, unreadable, usage_of
 from .errors import GatewayError, error_from_frame
 from .events import Delta, RawEvent, ToolCallDelta
 from .sse import ServerSentEvent
@@ -125,7 +125,10 @@ class MessagesDecoder:
             try:
                 frame = msgspec.convert(lenient_json.decode(data), _Event)
             except msgspec.ValidationError:
-                return (RawEvent(event.event, data),)
+                if event.event != "error":
+                    return (RawEvent(event.event, data),)
+                self._failed = True
+                return (unreadable(event),)
             except ValueError:
                 self._failed = True
                 return (unreadable(event),)
@@ -154,7 +157,8 @@ class MessagesDecoder:
                 # What the body of a response would be: `{"error": ...}`, `{"detail": ...}`.
                 return (self._error(data),)
             case _:
-                return (RawEvent(event.event if event.event != "message" else kind, data),)
+                named = event.event != "message" or not kind
+                return (RawEvent(event.event if named else kind, data),)
 
     def decode_completion(self, body: bytes) -> tuple[Item, ...]:
         """See `Decoder`: a `message` object."""
@@ -195,8 +199,8 @@ class MessagesDecoder:
             name, call_id = text_of(block.get("name")), text_of(block.get("id"))
             calls = (ToolCallDelta(ours, call_id or None, name or None, arguments),)
         return Delta(
-            text=self._halves.mend((index, "text"), text),
-            reasoning=self._halves.mend((index, "thinking"), reasoning),
+            text=self._halves.mend((index, "text"), text, end=whole),
+            reasoning=self._halves.mend((index, "thinking"), reasoning, end=whole),
             tool_calls=calls,
             raw=raw,
         )
@@ -282,14 +286,14 @@ class _Block:
         fields = dict(self._fields)
         for field, pieces in self._pieces.items():
             joined = "".join(pieces)
-            if field == "input":
-                fields[field] = _input(joined)
-            else:
-                fields[field] = pair_surrogates(text_of(fields.get(field)) + joined)
+            if field != "input":
+                fields[field] = text_of(fields.get(field)) + joined
+            elif joined:
+                fields[field] = _input(pair_surrogates(joined))
         if self._citations:
             before = fields.get("citations")
             fields["citations"] = [*(before if isinstance(before, list) else ()), *self._citations]
-        return fields
+        return mended(fields)
 
 
 def _input(text: str) -> dict[str, object]:

@@ -2,20 +2,20 @@
 
 An answer is a list of output items, each with parts; events add to them, by the place of the item
 (`output_index`) and of the part in it. The events that end a part, an item and the answer have it
-whole once more, and some servers send only those: so each kind of text is taken from the kind of
-event that had some of it first.
+whole once more, and some servers send only those: so of a whole is told what had not come in
+pieces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
 from . import lenient_json
-from .decoding import DONE, Halves, Item, text_of, unreadable, usage_of
+from .decoding import DONE, Halves, Item, mended, pair_surrogates, text_of, unreadable, usage_of
 from .errors import AuthenticationError, GatewayError, error_from_frame
 from .events import Delta, RawEvent, ToolCallDelta
 from .sse import ServerSentEvent
@@ -67,9 +67,10 @@ class _Numbered(msgspec.Struct, gc=False):
 _decode_event = msgspec.json.Decoder(_Event).decode
 _decode_number = msgspec.json.Decoder(_Numbered).decode
 
-_Kind = Literal["text", "refusal", "reasoning", "summary", "arguments"]
-_Teller = Literal["piece", "part", "item", "answer"]
-"""What has some text: the events that bring a piece of it, end a part or an item, or the answer."""
+_Kind = Literal["text", "refusal", "reasoning", "summary"]
+_KINDS: tuple[_Kind, ...] = get_args(_Kind)
+_Part = tuple[_Kind, object, int]
+"""What it holds, and the places of its item and of itself in that."""
 
 
 def identified(event: ServerSentEvent) -> ServerSentEvent:
@@ -79,10 +80,19 @@ def identified(event: ServerSentEvent) -> ServerSentEvent:
     '4'
     """
     try:
-        number = str(_decode_number(event.data).sequence_number)
+        number: str | None = str(_decode_number(event.data).sequence_number)
     except lenient_json.MSGSPEC_ERRORS:
-        number = None
+        number = _number_of(event.data)
     return event if event.id == number else msgspec.structs.replace(event, id=number)
+
+
+def _number_of(data: bytes) -> str | None:
+    try:
+        frame = lenient_json.as_object(lenient_json.decode(data)) or {}
+    except ValueError:
+        return None
+    number = frame.get("sequence_number")
+    return str(number) if type(number) is int and number >= 0 else None
 
 
 class ResponsesDecoder:
@@ -102,12 +112,17 @@ class ResponsesDecoder:
     """
 
     __slots__ = (
+        "_call_ids",
         "_calls",
         "_complete",
         "_failed",
         "_halves",
         "_items",
-        "_tellers",
+        "_named",
+        "_parts",
+        "_places",
+        "_told_arguments",
+        "_told_texts",
         "output",
         "over",
         "response_id",
@@ -116,9 +131,15 @@ class ResponsesDecoder:
     def __init__(self) -> None:
         self._complete = False
         self._failed = False
-        self._calls: dict[object, int] = {}  # Ours, by the item's place.
-        self._tellers: dict[_Kind, _Teller] = {}  # What each kind of text is taken from.
-        self._items: dict[int, dict[str, object]] = {}
+        self._places: dict[str, object] = {}  # Of items, by their ids.
+        self._parts: set[_Part] = set()  # Of which some characters came.
+        self._told_texts: dict[_Kind, list[str]] = {}
+        # Ours, by the item's place, and by the call's id.
+        self._calls: dict[object, int] = {}
+        self._call_ids: dict[str, int] = {}
+        self._named: set[int] = set()  # Calls whose id and name were told.
+        self._told_arguments: set[int] = set()
+        self._items: list[tuple[int, dict[str, object]]] = []
         self._halves = Halves()
         self.output: list[dict[str, object]] | None = None
         """See `Decoder`: the output items, once all are there."""
@@ -158,7 +179,10 @@ class ResponsesDecoder:
             try:
                 frame = msgspec.convert(lenient_json.decode(data), _Event)
             except msgspec.ValidationError:
-                return (RawEvent(event.event, data),)
+                if event.event != "error":
+                    return (RawEvent(event.event, data),)
+                self._failed = True
+                return (unreadable(event),)
             except ValueError:
                 self._failed = True
                 return (unreadable(event),)
@@ -227,7 +251,7 @@ class ResponsesDecoder:
                 self.response_id = text_of(response.get("id")) or self.response_id
                 return (Delta(raw=data),)
             case _:
-                return (RawEvent(event.event if event.event != "message" else kind, data),)
+                return (RawEvent(kind if event.event == "message" else event.event, data),)
 
     # Text
 
@@ -236,75 +260,111 @@ class ResponsesDecoder:
     ) -> Delta:
         """More of a part's text, or once it is done all of it."""
         index = frame.summary_index if kind == "summary" else frame.content_index
-        more = self._told(
-            kind, "part" if done else "piece", (_place(frame), index), text, done=done
-        )
+        place = self._place(frame)
+        part = (kind, place, index if isinstance(index, int) else 0)
+        told_before = self._told_so_far(kind) if done and place is None else ""
+        more = self._told(part, text_of(text), whole=done, told_before=told_before)
         if kind in ("text", "refusal"):
             return Delta(text=more, raw=raw)
         return Delta(reasoning=more, raw=raw)
 
-    def _told(
-        self, kind: _Kind, teller: _Teller, part: tuple[object, object], text: object, *, done: bool
-    ) -> str:
-        """What of `text` is to be told."""
-        new = text_of(text)
-        if new and self._tellers.setdefault(kind, teller) != teller:
-            new = ""
-        return self._halves.mend((kind, *part), new, end=done)
+    def _told(self, part: _Part, text: str, *, whole: bool, told_before: str = "") -> str:
+        """What of `text` is to be told: more of a part, or the whole of it.
+
+        Args:
+            part: Which one.
+            text: Its text.
+            whole: Whether that is all of it.
+            told_before: What was told of its kind, where the server does not say which part it is:
+                then it is known by what it says.
+        """
+        if whole and (part in self._parts or text in told_before):
+            text = ""
+        if text:
+            self._parts.add(part)
+            self._told_texts.setdefault(part[0], []).append(text)
+        return self._halves.mend(part, text, end=whole)
+
+    def _told_so_far(self, kind: _Kind) -> str:
+        return pair_surrogates("".join(self._told_texts.get(kind, ())))
 
     # Tool calls
 
     def _arguments(
         self, frame: _Event, arguments: object, raw: bytes, *, done: bool = False
     ) -> Delta:
-        teller: _Teller = "part" if done else "piece"
-        calls = self._call(_place(frame), {}, arguments, teller, done=done)
+        place = self._place(frame)
+        index = self._calls.setdefault(place, len(self._calls))
+        begins = index not in self._told_arguments and index not in self._named
+        more = self._told_of_call(index, text_of(arguments), whole=done)
+        calls = (ToolCallDelta(index, arguments=more),) if more or begins else ()
         return Delta(tool_calls=calls, raw=raw)
 
+    def _told_of_call(self, index: int, arguments: str, *, whole: bool) -> str:
+        if whole and index in self._told_arguments:
+            arguments = ""
+        if arguments:
+            self._told_arguments.add(index)
+        return self._halves.mend(("arguments", index), arguments, end=whole)
+
     def _call(
-        self,
-        place: object,
-        item: Mapping[str, object],
-        arguments: object,
-        teller: _Teller,
-        *,
-        done: bool,
+        self, place: object, item: Mapping[str, object], *, whole: bool
     ) -> tuple[ToolCallDelta, ...]:
-        """A call's beginning, and more of its arguments."""
-        more = self._told("arguments", teller, (place, 0), arguments, done=done)
-        index = self._calls.get(place)
-        if index is not None:
-            return (ToolCallDelta(index, arguments=more),) if more else ()
-        index = self._calls[place] = len(self._calls)
+        """A call's id and name, and of a whole its arguments, as far as they did not come."""
         call_id = text_of(item.get("call_id")) or text_of(item.get("id"))
+        index = self._call_ids.get(call_id, self._calls.get(place, len(self._calls)))
+        self._calls.setdefault(place, index)
+        self._call_ids.setdefault(call_id, index)
+        more = ""
+        if whole:
+            field = CALLS[text_of(item.get("type"))]
+            more = self._told_of_call(index, text_of(item.get(field)), whole=True)
+        if index in self._named:
+            return (ToolCallDelta(index, arguments=more),) if more else ()
+        self._named.add(index)
         return (ToolCallDelta(index, call_id or None, text_of(item.get("name")) or None, more),)
 
     # Items, and the end
 
+    def _place(self, frame: _Event) -> object:
+        """What tells the items of an answer apart; `None` where nothing does."""
+        item = lenient_json.as_object(frame.item) or {}
+        item_id = text_of(frame.item_id) or text_of(item.get("id"))
+        if isinstance(frame.output_index, int):
+            return (
+                self._places.setdefault(item_id, frame.output_index)
+                if item_id
+                else (frame.output_index)
+            )
+        return self._places.setdefault(item_id, item_id) if item_id else None
+
     def _item(self, frame: _Event, raw: bytes, *, done: bool) -> Delta:
         """An item begins, or is done."""
         item = lenient_json.as_object(frame.item) or {}
-        place = _place(frame)
+        place = self._place(frame)
         if done:
-            if isinstance(place, int):
-                self._items[place] = item
-            return self._whole([(place, item)], "item", raw)
-        if item.get("type") in CALLS:
-            return Delta(tool_calls=self._call(place, item, "", "piece", done=False), raw=raw)
+            self._items.append((place if isinstance(place, int) else len(self._items), item))
+            return self._whole([(place, place is not None, item)], raw)
+        if text_of(item.get("type")) in CALLS:
+            return Delta(tool_calls=self._call(place, item, whole=False), raw=raw)
         return Delta(raw=raw)
 
-    def _whole(
-        self, items: list[tuple[object, dict[str, object]]], teller: _Teller, raw: bytes
-    ) -> Delta:
-        """Items that are there whole."""
+    def _whole(self, items: Iterable[tuple[object, bool, dict[str, object]]], raw: bytes) -> Delta:
+        """What did not come of items that are there whole.
+
+        Args:
+            items: The place of each, whether the server has named it, and itself.
+            raw: Of the delta.
+        """
         text = reasoning = ""
         calls: list[ToolCallDelta] = []
-        for place, item in items:
-            field = CALLS.get(text_of(item.get("type")))
-            if field is not None:
-                calls += self._call(place, item, item.get(field), teller, done=True)
+        told_before = {kind: self._told_so_far(kind) for kind in _KINDS}
+        for place, named, item in items:
+            if text_of(item.get("type")) in CALLS:
+                calls += self._call(place, item, whole=True)
             for kind, index, whole in _texts(item):
-                more = self._told(kind, teller, (place, index), whole, done=True)
+                told = "" if named else told_before[kind]
+                more = self._told((kind, place, index), whole, whole=True, told_before=told)
                 if kind in ("text", "refusal"):
                     text += more
                 else:
@@ -317,10 +377,12 @@ class ResponsesDecoder:
         self._complete = True
         self.response_id = text_of(response.get("id")) or self.response_id
         output = lenient_json.objects(response.get("output"))
-        # Which of the calls that came are these, a server's numbers may not say.
-        items = [item for item in output if not (self._calls and item.get("type") in CALLS)]
-        delta = self._whole([*enumerate(items)], "answer", event.data)
-        self.output = output or [item for _, item in sorted(self._items.items())]
+        ids = [text_of(item.get("id")) for item in output]
+        named = [item_id in self._places for item_id in ids]
+        places = [self._places.get(item_id, place) for place, item_id in enumerate(ids)]
+        delta = self._whole(zip(places, named, output, strict=True), event.data)
+        done = [item for _, item in sorted(self._items, key=lambda placed: placed[0])]
+        self.output = [mended(item) for item in output or done]
         finish_reason = "tool_calls" if self._calls else "stop"
         if incomplete:
             details = lenient_json.as_object(response.get("incomplete_details")) or {}
@@ -328,7 +390,11 @@ class ResponsesDecoder:
             finish_reason = _INCOMPLETE.get(reason, reason)
         return (
             msgspec.structs.replace(
-                delta, finish_reason=finish_reason, usage=usage_of(response.get("usage"))
+                delta,
+                text=delta.text + self._halves.rest("text", "refusal"),
+                reasoning=delta.reasoning + self._halves.rest("reasoning", "summary"),
+                finish_reason=finish_reason,
+                usage=usage_of(response.get("usage")),
             ),
             DONE,
         )
@@ -347,17 +413,9 @@ class ResponsesDecoder:
         self._failed = self.over = True
         sent = lenient_json.as_object(response.get("error")) or {}
         error = error_from_frame({"error": sent}, body=data)
-        if sent.get("code") not in _PASSING and not isinstance(error, AuthenticationError):
+        if text_of(sent.get("code")) not in _PASSING and not isinstance(error, AuthenticationError):
             error.retryable = False
         return error
-
-
-def _place(frame: _Event) -> object:
-    """What tells the items of an answer apart."""
-    if isinstance(frame.output_index, int):
-        return frame.output_index
-    item = lenient_json.as_object(frame.item) or {}
-    return text_of(frame.item_id) or text_of(item.get("id")) or 0
 
 
 def _texts(item: dict[str, object]) -> Iterator[tuple[_Kind, int, str]]:
