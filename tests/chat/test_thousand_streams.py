@@ -220,3 +220,30 @@ async def test_an_authenticator_that_is_closed_while_a_thousand_wait_lets_all_of
         assert type(one_told.error) is RefreshError
         assert str(one_told.error.__cause__) == "authenticator closed"
         assert one_told.seconds == 5
+
+
+async def test_a_thousand_websocket_sessions_make_one_refresh_and_all_are_taken_up() -> None:
+    fake = FakeGateway(tokens=8, token_interval=0.5)
+    begun = 0
+
+    async def chat(gateway: Gateway, number: int) -> None:
+        nonlocal begun
+        question = f"Story number {number}"
+        async with (
+            gateway.open_session("fake-model", api="responses", transport="websocket") as session,
+            session.stream(question) as reply,
+        ):
+            while not reply.text:
+                await anext(reply)
+            begun += 1
+            if begun == STREAMS:
+                fake.expire()
+            async for _ in reply:
+                pass
+        assert reply.text == fake.intended({"input": question})
+
+    async with open_over(fake) as gateway, trio.open_nursery() as nursery:
+        for number in range(STREAMS):
+            nursery.start_soon(chat, gateway, number)
+    assert fake.refreshes == 1
+    assert len(fake.requests) == 5 * STREAMS, "two handshakes and three turns, one rejected, each"

@@ -25,6 +25,7 @@ from trio_websocket import WebSocketConnection as Connection
 from wsproto import ConnectionType, WSConnection
 from wsproto.connection import ConnectionState
 from wsproto.events import BytesMessage, CloseConnection, Event, TextMessage
+from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 from wsproto.utilities import ProtocolError as ProtocolViolation
 
@@ -385,7 +386,8 @@ class _Socket:
         await trio.lowlevel.checkpoint()
         while not has_lanes and (self._turns or self._abandoned):
             self._check()
-            self._free = trio.Event()
+            if self._free.is_set():
+                self._free = trio.Event()
             await self._free.wait()
         self._check()
         taken = {turn.stream_id for turn in (*self._abandoned, *self._turns)}
@@ -638,16 +640,14 @@ class _Wire(WSConnection):
         Raises:
             RemoteProtocolError: As for `receive_data`.
         """
-        try:
-            for event in super().events():
-                if isinstance(event, TextMessage | BytesMessage):
-                    self._count(event)
-                yield event
-        except RemoteProtocolError as error:
-            hint = error.event_hint
-            if isinstance(hint, CloseConnection) and hint.code == 1007:
-                self.violation = self.violation or "text that is no UTF-8"
-            raise
+        for event in super().events():
+            if isinstance(event, TextMessage | BytesMessage):
+                self._count(event)
+            elif isinstance(event, CloseConnection) and self.state is ConnectionState.OPEN:
+                # Not the server's: wsproto's, which cannot read on.
+                is_text = event.code == CloseReason.INVALID_FRAME_PAYLOAD_DATA
+                self.violation = "text that is no UTF-8" if is_text else _ANOTHER_VIOLATION
+            yield event
 
     def _count(self, event: TextMessage | BytesMessage) -> None:
         if event.message_finished:

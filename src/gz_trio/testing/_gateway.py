@@ -541,7 +541,8 @@ class FakeGateway:
                 turn.put_body(frame(event))
                 await turn.flush()
                 return
-            run = self._completions.turn(call.serial, body, stored, stream_id)
+            asked = {n: value for n, value in body.items() if n not in ("type", "stream_id")}
+            run = self._completions.turn(call.serial, asked, stored, stream_id)
             await self._completions.streams.serve(call, run, Place())
         finally:
             if self._on_request is not None:

@@ -64,7 +64,10 @@ class WebSocket:
     async def receive(self) -> list[str] | None:
         """Messages that came; `None` at the end. Answers pings."""
         data, self._behind = self._behind, b""
-        data = data or bytes(await self.stream.receive_some(_RECEIVE_BYTES))
+        try:
+            data = data or bytes(await self.stream.receive_some(_RECEIVE_BYTES))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return None
         if not data:
             return None
         messages: list[str] = []
@@ -176,7 +179,7 @@ async def serve_turns(
                     body = msgspec.json.decode(message, type=dict[str, object])
                 except msgspec.DecodeError:
                     body = {}
-                given = body.pop("stream_id", None)
+                given = body.get("stream_id")
                 stream_id = given if isinstance(given, str) else None
                 if stream_id not in lanes:
                     lanes[stream_id], turns = trio.open_memory_channel[dict[str, object]](64)
