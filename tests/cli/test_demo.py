@@ -131,7 +131,7 @@ async def test_bad_values_are_named_and_end_it_with_2(arguments: list[str], name
 
 async def demonstrate(*faults: Fault, token: int | None = None, rotations: int = 0) -> Result:
     """A small demo whose gateway does these things wrong, once each."""
-    demo = Demo(3, rotations, "chat", lambda _words: None)
+    demo = Demo(3, rotations, lambda _words: None)
     demo.fake.token_interval = 0.001
     demo.fake.auth_latency = 0.0
     for fault in faults:

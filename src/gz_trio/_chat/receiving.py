@@ -185,27 +185,25 @@ class Receiver:
             # It is cancelled, and has nothing to clean up that takes long.
             with trio.CancelScope(shield=True):
                 await self._gone.wait()
-        if cancel_path is not None:
-            await self._cancel_on_the_server(cancel_path)
+        if cancel_path is not None and self._recovering.key is not None:
+            await self._cancel_on_the_server(cancel_path, self._recovering.key)
 
-    async def _cancel_on_the_server(self, path: str) -> None:  # noqa: ASYNC910 - it is sent
-        """Whoever runs the answer on its own would go on, for money; if it is told in time."""
-        key = self._recovering.key
-        if key is None:
-            return
+    async def _cancel_on_the_server(  # noqa: ASYNC910 - one, if anything is sent
+        self, path: str, key: Key
+    ) -> None:
+        """Whoever runs the answer on its own would go on, for money. In a bounded time."""
         request = self._make_request(
             key,
             NextRequest(None, "POST", path, b"", {}),
             headers={},
             connect_timeout=CANCEL_SECONDS,
         )
-        with trio.move_on_after(CANCEL_SECONDS, shield=True):
-            try:
+        try:
+            with trio.move_on_after(CANCEL_SECONDS, shield=True):
                 response = await self._transport.send(request)
-            except (GatewayError, trio.ClosedResourceError) as error:
-                _log.info("an answer that nobody wants could not be cancelled: %s", error)
-            else:
                 response.close()
+        except (GatewayError, trio.ClosedResourceError) as error:
+            _log.info("an answer that nobody wants could not be cancelled: %s", error)
 
     @property
     def crash(self) -> GatewayError | None:

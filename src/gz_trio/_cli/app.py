@@ -19,7 +19,7 @@ from . import auth as auth_commands
 from . import demo_screen
 from . import gateway as gateway_server
 from .auth import NextSource, Place, Source
-from .chat import ApiName, Chat
+from .chat import ApiName, Chat, TransportName
 from .faults import add_fault
 from .run import INTERRUPTED, UsageError, complain
 from .run import run as run_command
@@ -47,6 +47,7 @@ def demo(
     sessions: Annotated[int, Parameter(validator=Number(gte=1))] = 50,
     rotations: Annotated[int, Parameter(validator=Number(gte=0))] = 3,
     api: ApiName = "chat",
+    transport: TransportName = "http",
     json: Annotated[bool, Flag] = False,
 ) -> int:
     """Rotate a key under many streams, and see each of them go on.
@@ -64,11 +65,14 @@ def demo(
         rotations: How often the key is rotated.
         api: Which API the chats speak. Over `responses` the gateway keeps the answers, so that
             each goes on where it stopped; over the others it is asked for again.
+        transport: `websocket` for the WebSocket mode of `responses`.
         json: Print only the figures, as one JSON object: sessions, streams, tokens, rejected
             (401s met), refreshes, interrupted (streams), lost and doubled (characters),
             paused_ms_p50 and paused_ms_max (milliseconds), seconds.
     """
-    return run_command(partial(demo_screen.demo, sessions, rotations, api, as_json=json))
+    return run_command(
+        partial(demo_screen.demo, sessions, rotations, api=api, transport=transport, as_json=json)
+    )
 
 
 @app.command
@@ -80,6 +84,7 @@ def chat(
     refresh_command: str | None = None,
     system: str | None = None,
     api: ApiName = "chat",
+    transport: TransportName = "http",
     max_retries: Annotated[int, Parameter(validator=Number(gte=0))] = 7,
 ) -> int:
     """Chat with a model, over any OpenAI-compatible server.
@@ -106,6 +111,7 @@ def chat(
         system: A system message, with which the conversation begins.
         api: Which of the gateway's APIs is asked: chat completions, OpenAI's Responses or
             Anthropic's Messages.
+        transport: `websocket` for the WebSocket mode of `responses`.
         max_retries: How often an answer is tried again after a lost connection, a rate limit or
             a failure of the gateway.
     """
@@ -119,6 +125,7 @@ def chat(
             system=system,
             max_retries=max_retries,
             api=api,
+            transport=transport,
             environment=os.environ,
         ).run()
 

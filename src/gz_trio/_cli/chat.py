@@ -33,6 +33,7 @@ from .lines import PipedLines, TypedLines
 from .run import INTERRUPTED, UsageError, complain
 
 ApiName = Literal["chat", "responses", "messages"]
+TransportName = Literal["http", "websocket"]
 
 KEY_VARIABLES = ("GZ_API_KEY", "OPENAI_API_KEY")
 
@@ -49,6 +50,7 @@ class Chat:
         system: The system message.
         max_retries: As for `gz_trio.RetryPolicy`.
         api: Which API is asked.
+        transport: What it is asked over.
         environment: Where the key is looked for.
 
     Raises:
@@ -65,6 +67,7 @@ class Chat:
         system: str | None,
         max_retries: int,
         api: ApiName,
+        transport: TransportName,
         environment: Mapping[str, str],
     ) -> None:
         self._base_url = base_url
@@ -78,6 +81,7 @@ class Chat:
         )
         self._max_retries = max_retries
         self._api: ApiName = api
+        self._transport: TransportName = transport
         self._key_variable = next((name for name in KEY_VARIABLES if environment.get(name)), None)
         self._key = environment[self._key_variable] if self._key_variable else None
         if not sys.stdin:
@@ -129,6 +133,7 @@ class Chat:
                 ),
                 messages=self._messages,
                 api=self._api,
+                transport=self._transport,
                 retry=RetryPolicy(max_retries=self._max_retries),
                 resume=ResumePolicy(on_divergence="restart"),
             )

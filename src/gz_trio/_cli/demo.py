@@ -27,7 +27,7 @@ from .. import (
     open_gateway,
 )
 from ..testing import FakeGateway
-from .chat import ApiName
+from .chat import ApiName, TransportName
 from .text import lost_and_doubled
 
 TOKENS_IN_ALL = 12_000
@@ -115,14 +115,22 @@ class Demo:
     Args:
         sessions: How many chats.
         rotations: How often the key is rotated.
-        api: Which API they speak.
         say: Told in words what happens.
+        api: Which API they speak.
+        transport: What they speak it over.
     """
 
     def __init__(
-        self, sessions: int, rotations: int, api: ApiName, say: Callable[[str], None]
+        self,
+        sessions: int,
+        rotations: int,
+        say: Callable[[str], None],
+        *,
+        api: ApiName = "chat",
+        transport: TransportName = "http",
     ) -> None:
         self._api: ApiName = api
+        self._transport: TransportName = transport
         self.rotations = rotations
         self.rotated = 0
         self.streams = 0
@@ -218,7 +226,9 @@ class Demo:
     async def _converse(self, gateway: Gateway, chat: Chat) -> None:
         """Stream one reply after another until the last rotation is over."""
         try:
-            async with gateway.open_session("fake-model", api=self._api) as session:
+            async with gateway.open_session(
+                "fake-model", api=self._api, transport=self._transport
+            ) as session:
                 whole = await self._stream(session, chat, "Tell me a story.")
                 while whole and self.rotated < self.rotations:
                     whole = await self._stream(session, chat, "And then?")

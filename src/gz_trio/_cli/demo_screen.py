@@ -15,7 +15,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from .chat import ApiName
+from .chat import ApiName, TransportName
 from .demo import Demo, Result, Stage
 from .run import UsageError
 from .text import visible
@@ -109,7 +109,9 @@ def summary(result: Result, rotations: int) -> RenderableType:
     return Group(Text(), table, Text(), verdict)
 
 
-async def demo(sessions: int, rotations: int, api: ApiName, *, as_json: bool) -> int:
+async def demo(
+    sessions: int, rotations: int, *, api: ApiName, transport: TransportName, as_json: bool
+) -> int:
     """Run the demo on this terminal; gives the exit code."""
     allow_open_files(2 * sessions + 100)
     console = Console()
@@ -118,7 +120,9 @@ async def demo(sessions: int, rotations: int, api: ApiName, *, as_json: bool) ->
         if not as_json:
             console.print(f"{run.seconds:5.1f} s  {words}", highlight=False, markup=False)
 
-    run = Demo(sessions, rotations, api, say)
+    if transport == "websocket" and api != "responses":
+        raise UsageError("--transport websocket is the WebSocket mode of --api responses")
+    run = Demo(sessions, rotations, say, api=api, transport=transport)
     if as_json or not console.is_terminal:
         result = await run.run()
     else:

@@ -162,12 +162,13 @@ class Pool:
         )
         try:
             await secured.do_handshake()
-        except BaseException as error:
+        except trio.BrokenResourceError as error:
             await trio.aclose_forcefully(stream)
-            if isinstance(error, trio.BrokenResourceError) and isinstance(
-                error.__cause__, ssl.SSLError
-            ):
+            if isinstance(error.__cause__, ssl.SSLError):
                 raise tls_error(error.__cause__, origin.host, in_handshake=True) from error
+            raise
+        except BaseException:
+            await trio.aclose_forcefully(stream)
             raise
         return secured
 

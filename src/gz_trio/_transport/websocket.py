@@ -93,12 +93,15 @@ class WebSocketTransport:
                     self._chain.shortened(turn) if shortened else turn, has_lanes=self._has_lanes
                 )
                 first = await exchange.first()
-            except BaseException as error:
+            except APIConnectionError:
                 exchange.close()
-                if not isinstance(error, APIConnectionError) or is_new or not may_repeat:
+                if is_new or not may_repeat:
                     raise
                 may_repeat = False  # It had been closed, or was about to be.
                 continue
+            except BaseException:
+                exchange.close()
+                raise
             if first.code == PREVIOUS_NOT_FOUND and shortened:
                 self._chain.forget()
                 shortened = False
@@ -369,8 +372,8 @@ class _Socket:
     async def aclose(self) -> None:
         """Close it, in a bounded time even if cancelled."""
         self._end(trio.ClosedResourceError("the transport was closed"))
-        with trio.move_on_after(CLOSE_SECONDS, shield=True):
-            if self._connection is not None:
+        if self._connection is not None:
+            with trio.move_on_after(CLOSE_SECONDS, shield=True):
                 await self._connection.aclose()
         self._scope.cancel()
         with trio.CancelScope(shield=True):
@@ -445,7 +448,7 @@ class _Socket:
             with self._scope:
                 await self._speak()
         except BaseExceptionGroup as group:
-            told, others = group.split((ConnectionRejected, ProtocolViolation))
+            told, others = group.split((ConnectionClosed, ConnectionRejected, ProtocolViolation))
             if others is not None:
                 raise others from None
             for error in leaves(told):
@@ -563,6 +566,8 @@ class _Socket:
         self._free.set()
 
     def _broke_by(self, error: BaseException) -> None:
+        if isinstance(error, ConnectionClosed):
+            return  # It broke while trio-websocket answered something.
         if not isinstance(error, ConnectionRejected):
             self._wire.violation = self._wire.violation or _ANOTHER_VIOLATION
             return
