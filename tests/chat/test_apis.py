@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Literal, cast
 
 import pytest
 import trio
@@ -432,8 +432,8 @@ async def test_a_call_goes_back_under_the_id_that_it_was_handed_out_with(
         call.id for event in told.events if isinstance(event, Delta) for call in event.tool_calls
     ]
     field = "call_id" if api == "responses" else "id"
-    parts = told.reply.output if api == "responses" else told.reply.message["content"]
-    assert isinstance(parts, list)
+    content = told.reply.output if api == "responses" else told.reply.message["content"]
+    parts = cast("list[dict[str, object]]", content)
     ids = [part[field] for part in parts if part["type"] in ("function_call", "tool_use")]
     assert ids == [call_id for call_id in handed_out if call_id is not None]
     assert told.reply.attempts[1].resumed_by == "replay"

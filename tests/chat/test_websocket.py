@@ -666,7 +666,8 @@ async def test_json_with_newlines_is_one_event() -> None:
 async def test_over_tls_certificate_and_name_are_verified() -> None:
     authority, other = trustme.CA(), trustme.CA()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("localhost").configure_cert(context)
+    with authority.issue_cert("localhost").private_key_and_cert_chain_pem.tempfile() as pem:
+        context.load_cert_chain(pem)
     fake = FakeGateway(tokens=TOKENS)
     listeners = await trio.open_ssl_over_tcp_listeners(0, context, host="localhost")
     listener = cast("trio.SocketListener", listeners[0].transport_listener)
@@ -678,8 +679,7 @@ async def test_over_tls_certificate_and_name_are_verified() -> None:
             (other, "localhost", True),
             (authority, "127.0.0.1", True),
         ):
-            trusted = ssl.create_default_context()
-            known.configure_trust(trusted)
+            trusted = ssl.create_default_context(cadata=known.cert_pem.bytes().decode())
             async with (
                 open_gateway(
                     f"https://{host}:{port}/v1",
