@@ -414,7 +414,8 @@ async def test_a_session_sends_back_what_the_api_wants(api: ApiName) -> None:
             assert bodies[2]["max_tokens"] == 4096
             content = reply.message["content"]
             assert isinstance(content, list)
-            assert [block["type"] for block in content] == [
+            kinds = [block["type"] for block in cast("list[dict[str, object]]", content)]
+            assert kinds == [
                 "thinking", "text", "tool_use", "tool_use",
             ]  # fmt: skip
 
