@@ -7,6 +7,9 @@ Raw non-blocking sockets and one epoll. Of a token nothing is made at its time b
 CLOCK_MONOTONIC, which processes share: when it was due, and when it was written. Each token is an
 event of its own in an HTTP chunk of its own.
 
+Who asks for a WebSocket gets one (RFC 6455), on which each text frame asks for a stream of the
+Responses API; of its frames only what one client sends is understood.
+
 Paced streams take their turns on a ring, in the order of their phases: no heap, no timer a stream.
 A stream whose socket is full misses no token: what it could not take is kept, with its stamps, so
 that a client that is late sees how late.
@@ -14,8 +17,10 @@ that a client that is late sees how late.
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import gc
+import hashlib
 import os
 import random
 import re
@@ -43,6 +48,8 @@ KEPT_BYTES = 1 << 20
 
 PR_SET_TIMERSLACK = 29
 CONTENT_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+WEBSOCKET_KEY = re.compile(rb"sec-websocket-key: *([^\r\n]+)", re.IGNORECASE)
+WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 BEARER = re.compile(rb"authorization: *bearer +([^\r\n]+)", re.IGNORECASE)
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -84,6 +91,21 @@ _UNAUTHORIZED_BODY = (
 UNAUTHORIZED = (
     b"HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
     % (len(_UNAUTHORIZED_BODY), _UNAUTHORIZED_BODY)
+)
+
+
+def text_frame(data: bytes) -> bytes:
+    """A message, as a server sends it."""
+    size = bytes([len(data)]) if len(data) < 126 else b"\x7e" + len(data).to_bytes(2, "big")
+    return b"\x81" + size + data
+
+
+WEBSOCKET_TOKEN = text_frame(
+    b'{"type":"response.output_text.delta","sequence_number":4,"item_id":"msg_68f0c2e5b7d84a91",'
+    b'"output_index":0,"content_index":0,"delta":"%s","logprobs":[]}' % (STAMPS % (0, 0))
+).replace(STAMPS % (0, 0), STAMPS)
+WEBSOCKET_HEAD = text_frame(
+    b'{"type":"response.created","sequence_number":0,"response":{"id":"resp_68f0c2e5b7d84a91"}}'
 )
 
 
@@ -134,6 +156,7 @@ class Counts(msgspec.Struct):
 class _Connection:
     __slots__ = (
         "events", "fd", "handshaking", "kept", "open", "phase", "received", "send", "sock",
+        "token", "websocket",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, *, handshaking: bool) -> None:
@@ -146,6 +169,8 @@ class _Connection:
         self.kept = b""  # What the socket did not take.
         self.phase = 0
         self.open = True
+        self.websocket = False
+        self.token = TOKEN
 
 
 class Server:
@@ -204,9 +229,9 @@ class Server:
             if now < due:
                 return max((due - now) / 1e9, self._plan.tick)
             if per_write == 1:
-                self._write(connection, TOKEN % (due, now))
+                self._write(connection, connection.token % (due, now))
             else:
-                self._write(connection, (TOKEN % (due, now)) * per_write)
+                self._write(connection, (connection.token % (due, now)) * per_write)
             self._counts.tokens += per_write
             if not connection.open:
                 continue  # It has left the ring, and the next one has its place.
@@ -307,6 +332,9 @@ class Server:
             self._close(connection)
             return
         connection.received += data
+        if connection.websocket:
+            self._read_frames(connection)
+            return
         head, end, body = connection.received.partition(b"\r\n\r\n")
         if not end:
             return
@@ -315,6 +343,37 @@ class Server:
         if len(body) >= expected:
             connection.received = body[expected:]
             self._answer(connection, head)
+
+    def _read_frames(self, connection: _Connection) -> None:
+        """The frames of a client, which are masked, and of less than 64 KiB."""
+        while len(data := connection.received) >= 6:
+            size, start = data[1] & 0x7F, 2
+            if size == 126:
+                size, start = int.from_bytes(data[2:4], "big"), 4
+            end = start + 4 + size
+            if len(data) < end:
+                return
+            connection.received = data[end:]
+            opcode = data[0] & 0x0F
+            if opcode == 1:
+                self._stream(connection, WEBSOCKET_HEAD)
+            elif opcode == 8:
+                self._close(connection)
+                return
+            elif opcode == 9:
+                mask, payload = data[start : start + 4], data[start + 4 : end]
+                plain = bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
+                self._write(connection, b"\x8a" + bytes([size]) + plain)
+
+    def _upgrade(self, connection: _Connection, key: bytes) -> None:
+        accept = base64.b64encode(hashlib.sha1(key + WEBSOCKET_GUID).digest())
+        connection.websocket = True
+        connection.token = WEBSOCKET_TOKEN
+        self._write(
+            connection,
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: %b\r\n\r\n" % accept,
+        )
 
     def _answer(self, connection: _Connection, head: bytes) -> None:
         plan = self._plan
@@ -325,23 +384,32 @@ class Server:
                 self._counts.rejected += 1
                 self._write(connection, UNAUTHORIZED)
                 return
-        data = HEAD + b"".join(self._token(number) for number in range(self._first))
+        websocket_key = WEBSOCKET_KEY.search(head)
+        if websocket_key is not None:
+            self._upgrade(connection, websocket_key[1])
+        elif plan.finish:
+            self._write(connection, self._begun(connection, HEAD) + FINISH)
+        else:
+            self._stream(connection, HEAD)
+
+    def _begun(self, connection: _Connection, head: bytes) -> bytes:
+        data = head + b"".join(self._token(connection, number) for number in range(self._first))
         self._counts.tokens += self._first
-        if plan.finish:
-            self._write(connection, data + FINISH)
-            return
-        self._write(connection, data)
+        return data
+
+    def _stream(self, connection: _Connection, head: bytes) -> None:
+        self._write(connection, self._begun(connection, head))
         if connection.open:
             self._streams.add(connection)
             self._waiting.append(connection)
-            if len(self._waiting) == plan.streams:
+            if len(self._waiting) == self._plan.streams:
                 self._begin()
 
-    def _token(self, number: int) -> bytes:
+    def _token(self, connection: _Connection, number: int) -> bytes:
         if self._plan.stamped:
             now = perf_counter_ns()
-            return TOKEN % (now, now)
-        return TOKEN % (number, 0)
+            return connection.token % (now, now)
+        return connection.token % (number, 0)
 
     def _begin(self) -> None:
         """All streams that wait begin."""

@@ -287,6 +287,15 @@ ROWS = (
         ),
     ),
     Row(
+        "websocket",
+        "200 streams over WebSocket, every 40 ms",
+        "µs/token",
+        (),
+        tuple(
+            Case("steady", peer) for peer in ("gz_trio-websocket", "websockets", "openai-websocket")
+        ),
+    ),
+    Row(
         "coarse",
         "200 streams, every 40 ms, from a server whose shortest sleep is 1 ms",
         "µs/token",

@@ -80,6 +80,23 @@ PEERS = {
         ("uvloop", "httptools", "msgspec"),
         "callback",
     ),
+    "gz_trio-websocket": Peer(
+        "gz_trio, WebSocket",
+        "gz",
+        "trio",
+        ("gz-trio", "trio", "trio-websocket", "wsproto", "msgspec"),
+        "websocket",
+    ),
+    "websockets": Peer(
+        "websockets on uvloop", "websockets_uvloop", "uvloop", ("websockets", "uvloop", "msgspec")
+    ),
+    "openai-websocket": Peer(
+        "OpenAI SDK, WebSocket, on uvloop",
+        "websockets_uvloop",
+        "uvloop",
+        ("openai", "websockets", "uvloop"),
+        "openai",
+    ),
     "trio-waiting": Peer(
         "gz_trio, waiting and reading alone", "waiting", "trio", ("gz-trio", "trio"), "trio"
     ),

@@ -1,4 +1,4 @@
-"""gz_trio: by `async for`, by `drain`, and either without recovery.
+"""gz_trio: by `async for`, by `drain`, either without recovery, and over WebSocket.
 
 Without recovery means what the public settings can turn off: no retry, no replay. What was
 delivered is accounted for all the same, as the reply's own text.
@@ -49,9 +49,17 @@ async def streams(load: Load, tally: Tally) -> None:
         async with gateway.stream(body(number)) as reply:
             await _read(load, tally, reply)
 
+    async def read_over_websocket(number: int) -> None:
+        async with (
+            gateway.open_session(MODEL, api="responses", transport="websocket") as session,
+            session.stream(f"Question {number}") as reply,
+        ):
+            await _read(load, tally, reply)
+
+    over = read_over_websocket if "websocket" in load.variant else read
     async with _gateway(load) as gateway, trio.open_nursery() as nursery:
         for number in range(load.streams):
-            nursery.start_soon(read, number)
+            nursery.start_soon(over, number)
 
 
 async def sessions(load: Load, tally: Tally) -> None:
