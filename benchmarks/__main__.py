@@ -34,6 +34,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a short run, as CI does it")
     parser.add_argument("--rows", default="", help=f"of {', '.join(row.name for row in ROWS)}")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="put these rows into the results of the last full run, made on the same machine",
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seed", type=int, default=0, help="of orders and phases")
     commands = parser.add_subparsers(dest="command")
@@ -71,15 +76,30 @@ def main() -> int:
     if arguments.rows:
         names: list[str] = arguments.rows.split(",")
         rows = [row for row in ROWS if row.name in names]
-        return 0 if measure_rows(rows, rounds, seed, write=False) else 1
+        return 0 if measure_rows(rows, rounds, seed, write=False, keep=arguments.keep) else 1
     sound = measure_rows(ROWS, rounds, seed)
     return 0 if recovery.run(RESULTS / "recovery.json", quick=False) and sound else 1
 
 
 def measure_rows(
-    rows: Sequence[Row], rounds: int, seed: int, *, quick: bool = False, write: bool = True
+    rows: Sequence[Row],
+    rounds: int,
+    seed: int,
+    *,
+    quick: bool = False,
+    write: bool = True,
+    keep: bool = False,
 ) -> bool:
-    """Measure rows, and write what they gave; whether nothing is missed."""
+    """Measure rows, and write what they gave; whether nothing is missed.
+
+    Args:
+        rows: Which.
+        rounds: How often.
+        seed: Of orders and phases.
+        quick: Whether for a short time.
+        write: Whether what they gave is all that is written.
+        keep: Whether it takes its place among what the last full run gave.
+    """
     cases = {case: rounds for row in rows for case in row.cases}
     for row in rows:
         for case in row.others:
@@ -106,11 +126,15 @@ def measure_rows(
         )
         stem = None if not write else "streams-quick" if quick else "streams"
         judged: list[Judged] = []
-        tables = ""
+        done, tables = Rounds(), ""
         for done in run(bench, rows, rounds, seed, progress):
             # After each round: a long run that is broken off has not been for nothing.
             judged, tables = _tell(rows, done, about, stem)
     print(tables)
+    if keep:
+        stored, of_stored = report.from_json((RESULTS / "streams.json").read_bytes())
+        stored.results.update(done.results)
+        _tell(ROWS, stored, of_stored.with_packages_of(about), "streams")
     return not any(_missed(one, quick=quick) for one in judged)
 
 

@@ -53,6 +53,21 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     shares: dict[str, dict[str, float]]
 
+    def with_packages_of(self, other: About) -> About:
+        """With what another run used besides.
+
+        Raises:
+            ValueError: It was on another machine, or with other versions of the same packages.
+        """
+        changed = {
+            n for n, version in other.machine.items() if self.machine.get(n, version) != version
+        }
+        if changed:
+            raise ValueError(
+                f"the stored run had other {', '.join(sorted(changed))}: run it all anew"
+            )
+        return msgspec.structs.replace(self, machine=self.machine | other.machine)
+
 
 class _Document(msgspec.Struct, frozen=True):
     machine: dict[str, str]
@@ -118,6 +133,8 @@ def to_markdown(
     shares, about = run.shares, run.machine
     parts: list[str] = []
     for row in rows:
+        if not any(case in rounds.results for case in (*row.cases, *row.others)):
+            continue  # The run was made before there was this row.
         bounds = [one for one in judged if one.row == row.name]
         parts += [f"### {row.title}", "", *_figures(row, rounds)]
         if bounds:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import trio
@@ -29,7 +30,17 @@ from gz_trio import (
     open_authenticator,
     open_gateway,
 )
-from gz_trio.testing import Cut, Dialect, ErrorFrame, FakeGateway, Fault, Insert, Stall, Status
+from gz_trio.testing import (
+    Close,
+    Cut,
+    Dialect,
+    ErrorFrame,
+    FakeGateway,
+    Fault,
+    Insert,
+    Stall,
+    Status,
+)
 from tests.secrets_guard import SECRET_MARK, secret
 
 pytest_plugins = ["pytester"]
@@ -37,7 +48,7 @@ pytest_plugins = ["pytester"]
 OLD, NEW, TOKEN = secret("old"), secret("new"), secret("refresh_token")
 
 
-HTTPCORE = "httpcore.http11"
+OTHERS = ("httpcore.http11", "trio-websocket")
 
 
 class Shown:
@@ -69,23 +80,28 @@ class Handler(logging.Handler):
 def is_ours(record: logging.LogRecord) -> bool:
     """Not what a server sent as its head: httpcore logs that at DEBUG, as it came.
 
-    It logs h11's complaint about a head, too. What we send it never logs.
+    It logs h11's complaint about a head, too; and trio-websocket why a server closed a connection.
+    What we send neither ever logs.
     """
-    return not ("receive_response_head" in record.msg or "RemoteProtocolError" in record.msg)
+    theirs = ("receive_response_head", "RemoteProtocolError", "websocket closed")
+    return not any(words in record.msg for words in theirs)
 
 
 @contextmanager
 def everything_logged() -> Generator[Shown]:
     shown = Shown()
-    root, httpcore, handler = logging.getLogger(), logging.getLogger(HTTPCORE), Handler(shown)
+    root, handler = logging.getLogger(), Handler(shown)
+    others = [logging.getLogger(name) for name in OTHERS]
     level = root.level
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
-    httpcore.addFilter(is_ours)
+    for other in others:
+        other.addFilter(is_ours)
     try:
         yield shown
     finally:
-        httpcore.removeFilter(is_ours)
+        for other in others:
+            other.removeFilter(is_ours)
         root.removeHandler(handler)
         root.setLevel(level)
 
@@ -177,6 +193,75 @@ async def play(
     shown.add(reply, reply and reply.attempts, reply and reply.timing, reply and reply.events())
     shown.add(gateway, session, gateway.authenticator, gateway.authenticator.state)
     return reply, failure
+
+
+Place = Literal["/v1/responses (websocket)", "/v1/responses (handshake)"]
+WEBSOCKET: Place = "/v1/responses (websocket)"
+HANDSHAKE: Place = "/v1/responses (handshake)"
+OVER_WEBSOCKET: dict[str, tuple[str, Refresh | None, list[tuple[Fault, Place, int | None]]]] = {
+    "success": (OLD, None, []),
+    "a refresh": (NEW, refreshed, []),
+    "a refused refresh": (NEW, refused, []),
+    "a handshake that echoes the key": (
+        OLD,
+        None,
+        [(Status(403, ECHO, dialect="openai", headers=ECHOED), HANDSHAKE, None)],
+    ),
+    "an error event that echoes the key": (
+        OLD,
+        None,
+        [(ErrorFrame("stream_error", ECHO), WEBSOCKET, 3)],
+    ),
+    "an error instead of a turn that echoes the key": (
+        OLD,
+        None,
+        [(Status(400, ECHO, code=OLD), WEBSOCKET, None)],
+    ),
+    "a close that echoes the key": (OLD, refused, [(Close(4401, OLD), WEBSOCKET, 3)]),
+    "a policy that echoes the key": (OLD, None, [(Close(1008, f"auth {OLD}"), WEBSOCKET, 3)]),
+    "an event that is no JSON": (
+        OLD,
+        None,
+        [(Insert(f"data: {OLD}\n\n".encode()), WEBSOCKET, 3)],
+    ),
+    "a cut": (OLD, None, [(Cut(), WEBSOCKET, 3)]),
+}
+
+
+@pytest.mark.parametrize(
+    ("valid", "refresh", "faults"), OVER_WEBSOCKET.values(), ids=OVER_WEBSOCKET.keys()
+)
+def test_nothing_shows_a_secret_over_websocket(
+    valid: str,
+    refresh: Refresh | None,
+    faults: list[tuple[Fault, Place, int | None]],
+    transport: str,
+) -> None:
+    if transport == "httpx":
+        pytest.skip("WebSocket is spoken over connections of our own")
+    fake = FakeGateway(key=valid)
+    for fault, path, token in faults:
+        fake.fault(fault, token=token, times=None, path=path)
+
+    async def main(shown: Shown) -> None:
+        async with (
+            fake.http_client() as client,
+            open_authenticator(MemoryKeyStore(Key(OLD)), refresh) as authenticator,
+            open_gateway(
+                fake.base_url,
+                authenticator,
+                http_client=client,
+                retry=RetryPolicy(max_retries=1),
+            ) as gateway,
+            gateway.open_session("fake-model", api="responses", transport="websocket") as session,
+        ):
+            await play(gateway, session, shown)
+        shown.add(fake)
+
+    with everything_logged() as shown:
+        trio.run(main, shown, clock=trio.testing.MockClock(autojump_threshold=0))
+        gc.collect()
+    assert shown.leaks == []
 
 
 @pytest.mark.parametrize(("valid", "refresh", "faults"), SCENARIOS.values(), ids=SCENARIOS.keys())

@@ -91,13 +91,16 @@ class WebSocket:
             return None
         return messages
 
-    def encode(self, message: str) -> bytes:
-        """A message as it goes over the stream."""
-        return self._wire.send(TextMessage(data=message))
+    def encode(self, event: TextMessage | Ping) -> bytes:
+        """A message or a ping as it goes over the stream.
 
-    def ping(self) -> bytes:
-        """A ping, likewise."""
-        return self._wire.send(Ping(payload=b"alive"))
+        Raises:
+            trio.BrokenResourceError: The client has closed the connection.
+        """
+        try:
+            return self._wire.send(event)
+        except ProtocolError as error:
+            raise trio.BrokenResourceError from error
 
     async def close(self, close: Close) -> None:
         """Say goodbye."""
@@ -128,9 +131,10 @@ class Turn(Exchange):
         """See `Exchange`: events become messages, comments pings."""
         wire = b""
         if data.startswith(b":"):
-            wire = self._websocket.ping()
+            wire = self._websocket.encode(Ping(payload=b"alive"))
         for event in self._events.feed(data):
-            wire += self._websocket.encode(event.data.decode("utf-8", "replace"))
+            text = event.data.decode("utf-8", "replace")
+            wire += self._websocket.encode(TextMessage(data=text))
         if self._bytes_left is not None:
             wire = wire[: self._bytes_left]
             self._bytes_left -= len(wire)
