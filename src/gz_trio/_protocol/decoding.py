@@ -7,8 +7,9 @@ whatever reads them need not know which API the server speaks.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from typing import Final, Protocol, cast
+from typing import Final, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -16,6 +17,8 @@ from . import lenient_json
 from .errors import GatewayError, ProtocolError, error_from_frame
 from .events import Delta, RawEvent, Usage
 from .sse import ServerSentEvent
+
+T = TypeVar("T")
 
 
 class Done(enum.Enum):
@@ -106,6 +109,43 @@ def usage_of(sent: object) -> Usage | None:
         total_tokens=count("total_tokens") or prompt + completion,
         raw=raw,
     )
+
+
+def read_event(
+    event: ServerSentEvent, decode: Callable[[bytes], T], shape: type[T]
+) -> T | tuple[Item, ...]:
+    """An event's data as a struct; or what it means, where it is none.
+
+    Args:
+        event: The event.
+        decode: Decodes strict JSON.
+        shape: What it gives.
+    """
+    try:
+        return decode(event.data)
+    except lenient_json.MSGSPEC_ERRORS:
+        pass
+    word = event.data.strip()
+    if not word:
+        return ()
+    if word == b"[DONE]":
+        return (DONE,)
+    try:
+        return msgspec.convert(lenient_json.decode(event.data), shape)
+    except msgspec.ValidationError:
+        is_error = event.event == "error"
+        return (unreadable(event) if is_error else RawEvent(event.event, event.data),)
+    except ValueError:
+        return (unreadable(event),)
+
+
+def error_in(data: bytes) -> GatewayError:
+    """The error that a frame is, whatever there is in it."""
+    try:
+        frame = lenient_json.as_object(lenient_json.decode(data)) or {}
+    except ValueError:
+        frame = {}
+    return error_from_frame(frame, body=data)
 
 
 def unreadable(event: ServerSentEvent) -> GatewayError:

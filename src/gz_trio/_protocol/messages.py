@@ -13,7 +13,18 @@ from collections.abc import Set as AbstractSet
 import msgspec
 
 from . import lenient_json
-from .decoding import DONE, Halves, Item, mended, pair_surrogates, text_of, unreadable, usage_of
+from .decoding import (
+    DONE,
+    Halves,
+    Item,
+    error_in,
+    mended,
+    pair_surrogates,
+    read_event,
+    text_of,
+    unreadable,
+    usage_of,
+)
 from .errors import GatewayError, error_from_frame
 from .events import Delta, RawEvent, ToolCallDelta
 from .sse import ServerSentEvent
@@ -113,25 +124,10 @@ class MessagesDecoder:
 
     def decode(self, event: ServerSentEvent) -> tuple[Item, ...]:
         """See `Decoder`."""
-        data = event.data
-        try:
-            frame = _decode_event(data)
-        except lenient_json.MSGSPEC_ERRORS:
-            word = data.strip()
-            if word == b"[DONE]":
-                return (DONE,)
-            if not word:
-                return ()
-            try:
-                frame = msgspec.convert(lenient_json.decode(data), _Event)
-            except msgspec.ValidationError:
-                if event.event != "error":
-                    return (RawEvent(event.event, data),)
-                self._failed = True
-                return (unreadable(event),)
-            except ValueError:
-                self._failed = True
-                return (unreadable(event),)
+        data, frame = event.data, read_event(event, _decode_event, _Event)
+        if isinstance(frame, tuple):
+            self._failed = self._failed or any(isinstance(item, GatewayError) for item in frame)
+            return frame
         kind = text_of(frame.type)
         match kind:
             case _ if "error" in (kind, event.event):
@@ -258,11 +254,7 @@ class MessagesDecoder:
 
     def _error(self, data: bytes) -> GatewayError:
         self._failed = True
-        try:
-            frame = lenient_json.as_object(lenient_json.decode(data)) or {}
-        except ValueError:
-            frame = {}
-        return error_from_frame(frame, body=data)
+        return error_in(data)
 
 
 class _Block:
