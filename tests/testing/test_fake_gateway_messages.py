@@ -45,6 +45,7 @@ from gz_trio.testing import (
     Warning_,
 )
 from tests.testing.fake_gateway_wire import JSON, Answer, Connect, in_memory
+from tests.testing.sdk_models import frames, says, unknown_fields
 
 PATH: Final = "/v1/messages"
 VERSION = {"anthropic-version": "2023-06-01"}
@@ -54,10 +55,6 @@ EVENT: TypeAdapter[RawMessageStreamEvent] = TypeAdapter(RawMessageStreamEvent)
 leaves_generators = pytest.mark.filterwarnings(
     "ignore:Async generator '(anthropic|httpx2|httpcore2):ResourceWarning"
 )
-
-
-def says(*answer: str | Delta) -> Model:
-    return lambda body, attempt: answer
 
 
 def call(index: int, arguments: str, name: str | None = None) -> Delta:
@@ -97,12 +94,6 @@ async def ask(
 ) -> Answer:
     async with connect(gateway) as wire:
         return await wire.ask(body or question(), key or gateway.key, path=PATH, headers=headers)
-
-
-def frames(answer: Answer) -> list[bytes]:
-    """The frames that came whole, each with the blank line at its end."""
-    whole = answer.body.rpartition(b"\n\n")[0]
-    return [frame + b"\n\n" for frame in whole.split(b"\n\n") if frame]
 
 
 def parts(frame: bytes) -> tuple[str, str]:
@@ -158,19 +149,6 @@ def whole_of(answer: Answer) -> Message:
     message = Message.model_validate_json(answer.body, strict=True)
     check(message, answer.body.decode())
     return message
-
-
-def unknown_fields(model: BaseModel) -> set[str]:
-    """The fields, here and within, that the SDK has no name for."""
-    unknown = {f"{type(model).__name__}.{name}" for name in model.model_extra or {}}
-    values: list[object] = [getattr(model, name) for name in type(model).model_fields]
-    while values:
-        value = values.pop()
-        if isinstance(value, list):
-            values += cast("list[object]", value)
-        elif isinstance(value, BaseModel):
-            unknown |= unknown_fields(value)
-    return unknown
 
 
 def gather(stream: Sequence[RawMessageStreamEvent]) -> Message:

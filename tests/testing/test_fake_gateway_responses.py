@@ -31,7 +31,7 @@ from openai.types.responses import (
     ResponseTextDeltaEvent,
     ResponseTextDoneEvent,
 )
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 
 from gz_trio._protocol.events import Delta, ToolCallDelta
 from gz_trio.testing import Answer as Model
@@ -51,6 +51,7 @@ from gz_trio.testing import (
     Warning_,
 )
 from tests.testing.fake_gateway_wire import JSON, Answer, Connect, in_memory
+from tests.testing.sdk_models import frames, says, unknown_fields
 
 PATH: Final = "/v1/responses"
 KEPT: Final = "/v1/responses/{id}"
@@ -71,10 +72,6 @@ TOOL: JSON = {
 leaves_generators = pytest.mark.filterwarnings(
     "ignore:Async generator '(openai|httpx2|httpcore2):ResourceWarning"
 )
-
-
-def says(*answer: str | Delta) -> Model:
-    return lambda body, attempt: answer
 
 
 def call(index: int, arguments: str, name: str | None = None) -> Delta:
@@ -139,16 +136,6 @@ async def take_up(
 ) -> Answer:
     cursor = "" if after is None else f"&starting_after={after}"
     return await of_kept(gateway, f"{of}?stream=true{cursor}", connect=connect, key=key)
-
-
-def frames(*answers: Answer) -> list[bytes]:
-    """The frames that came whole, each with the blank line at its end."""
-    return [
-        frame + b"\n\n"
-        for answer in answers
-        for frame in answer.body.rpartition(b"\n\n")[0].split(b"\n\n")
-        if frame
-    ]
 
 
 def event_of(frame: bytes) -> ResponseStreamEvent:
@@ -216,19 +203,6 @@ def outline(response: Response) -> list[tuple[str, str]]:
 
 def error_of(answer: Answer) -> JSON:
     return cast("JSON", answer.json["error"])
-
-
-def unknown_fields(model: BaseModel) -> set[str]:
-    """The fields, here and within, that the SDK has no name for."""
-    unknown = {f"{type(model).__name__}.{name}" for name in model.model_extra or {}}
-    values: list[object] = [getattr(model, name) for name in type(model).model_fields]
-    while values:
-        value = values.pop()
-        if isinstance(value, list):
-            values += cast("list[object]", value)
-        elif isinstance(value, BaseModel):
-            unknown |= unknown_fields(value)
-    return unknown
 
 
 @dataclass
