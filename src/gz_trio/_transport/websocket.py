@@ -523,6 +523,9 @@ class _Socket:
     def _turn_of(self, frame: Frame) -> _Exchange | None:
         """Whose frame it is; without a `stream_id`, the oldest one's: first in, first out."""
         turns = sorted((*self._abandoned, *self._turns), key=lambda turn: turn.number)
+        if frame.about_stream_id and frame.stream_id is None:
+            # A server that does not know it does not say it either.
+            turns = [turn for turn in turns if turn.stream_id is not None]
         for turn in turns:
             if frame.stream_id is None or turn.stream_id == frame.stream_id:
                 return turn
@@ -542,7 +545,10 @@ class _Socket:
             await trio.sleep(PING_SECONDS)
             if any(turn.waits for turn in self._turns):
                 continue  # The answer would wait behind what nobody wants now.
-            with trio.move_on_after(PING_SECONDS) as scope, suppress(ConnectionClosed):
+            with (
+                trio.move_on_after(PING_SECONDS) as scope,
+                suppress(ConnectionClosed, LocalProtocolError),
+            ):
                 await connection.ping()
             if scope.cancelled_caught:
                 self._end(
@@ -566,11 +572,10 @@ class _Socket:
         self._free.set()
 
     def _broke_by(self, error: BaseException) -> None:
-        if isinstance(error, ConnectionClosed):
-            return  # It broke while trio-websocket answered something.
-        if not isinstance(error, ConnectionRejected):
+        if isinstance(error, RemoteProtocolError):
             self._wire.violation = self._wire.violation or _ANOTHER_VIOLATION
-            return
+        if not isinstance(error, ConnectionRejected):
+            return  # Else it broke while trio-websocket answered something.
         headers = {
             name.decode("latin-1").lower(): value.decode("latin-1")
             for name, value in error.headers or ()

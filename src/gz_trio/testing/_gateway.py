@@ -516,7 +516,7 @@ class FakeGateway:
         headers, stored = websocket.headers, websocket.stored
         turn = Turn(websocket)
         call = self._call(turn, "WEBSOCKET", "/v1/responses (websocket)", headers, body)
-        lane = {} if stream_id is None else {"stream_id": stream_id}
+        lane: dict[str, str] = {} if stream_id is None else {"stream_id": stream_id}
         try:
             fault = await call.strike(None)
             refused = fault if isinstance(fault, Status) else None
@@ -530,7 +530,7 @@ class FakeGateway:
                 refused = Status(400, reason, code="websocket_connection_limit_reached")
             elif refused is None and stream_id is not None and not self.lanes:
                 refused = Status(400, "Unknown parameter: 'stream_id'.", code="unknown_parameter")
-                param = "stream_id"
+                param, lane = "stream_id", {}  # Who does not know it does not say it either.
             elif refused is None:
                 refused = self._completions.refusal("responses", headers, body, stored)
             if refused is not None:
