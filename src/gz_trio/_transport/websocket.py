@@ -27,9 +27,8 @@ from wsproto.connection import ConnectionState
 from wsproto.events import BytesMessage, CloseConnection, Event, TextMessage
 from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
-from wsproto.utilities import ProtocolError as ProtocolViolation
 
-from .._background import Background, leaves
+from .._background import Background
 from .._protocol.errors import APIConnectionError, GatewayError, ProtocolError
 from .._protocol.websocket import (
     BYTES_A_FRAGMENT,
@@ -447,12 +446,6 @@ class _Socket:
         try:
             with self._scope:
                 await self._speak()
-        except BaseExceptionGroup as group:
-            told, others = group.split((ConnectionClosed, ConnectionRejected, ProtocolViolation))
-            if others is not None:
-                raise others from None
-            for error in leaves(told):
-                self._broke_by(error)
         finally:
             self._end(self._reason())
             try:
@@ -480,7 +473,11 @@ class _Socket:
             nursery.start_soon(self._hand_on, connection, nursery.cancel_scope)
             # Not `wrap_client_stream`: it takes no wire of ours, and does not return where the
             # server closes the connection in place of an answer.
-            await connection._reader_task()  # pyright: ignore[reportPrivateUsage]
+            try:
+                await connection._reader_task()  # pyright: ignore[reportPrivateUsage]
+            except Exception as error:  # What a server may send makes all three layers raise.
+                self._broke_by(error)
+                nursery.cancel_scope.cancel()
             if not connection._open_handshake.is_set():  # pyright: ignore[reportPrivateUsage]
                 nursery.cancel_scope.cancel()
 
@@ -571,25 +568,26 @@ class _Socket:
         self._opened.set()
         self._free.set()
 
-    def _broke_by(self, error: BaseException) -> None:
-        if isinstance(error, RemoteProtocolError):
-            self._wire.violation = self._wire.violation or _ANOTHER_VIOLATION
-        if not isinstance(error, ConnectionRejected):
-            return  # Else it broke while trio-websocket answered something.
-        headers = {
-            name.decode("latin-1").lower(): value.decode("latin-1")
-            for name, value in error.headers or ()
-        }
-        if error.status_code < 300:
-            self._end(
-                ProtocolError(
-                    f"{self._origin} does not speak WebSocket at {self._target}: does it have the "
-                    "Responses API's WebSocket mode?",
-                    status=error.status_code,
+    def _broke_by(self, error: Exception) -> None:
+        match error:
+            case ConnectionClosed() | LocalProtocolError():
+                pass  # It broke while trio-websocket answered something.
+            case ConnectionRejected() if error.status_code < 300:
+                self._end(
+                    ProtocolError(
+                        f"{self._origin} does not speak WebSocket at {self._target}: does it have "
+                        "the Responses API's WebSocket mode?",
+                        status=error.status_code,
+                    )
                 )
-            )
-            return
-        self._rejection = _Answer(error.status_code, headers, error.body or b"")
+            case ConnectionRejected():
+                headers = {
+                    name.decode("latin-1").lower(): value.decode("latin-1")
+                    for name, value in error.headers or ()
+                }
+                self._rejection = _Answer(error.status_code, headers, error.body or b"")
+            case _:
+                self._wire.violation = self._wire.violation or _ANOTHER_VIOLATION
 
     def _reason(self) -> BaseException:
         """Why it has ended."""
