@@ -547,6 +547,59 @@ async def test_rule_12_a_clock_that_is_an_hour_wrong_leads_to_no_refreshes_witho
             assert calls <= hour
 
 
+@pytest.mark.parametrize(("one", "other"), [(0, 3600), (0, -3600), (-1800, 1800)])
+async def test_rule_12_two_hosts_whose_clocks_are_an_hour_apart_lose_no_key(
+    one: int, other: int, autojump_clock: MockClock
+) -> None:
+    """The gateway takes a key for half an hour, by a clock of its own."""
+    calls, ends_at = 0, 1800.0
+
+    async def refresh(_: Key | None) -> Key:
+        nonlocal calls, ends_at
+        calls += 1
+        await trio.sleep(0.1)
+        ends_at = trio.current_time() + 1800
+        return Key(f"sk-{calls}", expires_at=100_000 + ends_at)
+
+    def clock(ahead: int) -> Callable[[], float]:
+        return lambda: 100_000 + ahead + trio.current_time()
+
+    store = MemoryKeyStore("sk-0")
+    async with (
+        open_authenticator(store, refresh, now=clock(one)) as here,
+        open_authenticator(store, refresh, now=clock(other)) as there,
+    ):
+        for _ in range(40):
+            await trio.sleep(600)
+            for authenticator in (here, there):
+                key = await authenticator.key()
+                if trio.current_time() >= ends_at:
+                    key = await authenticator.refresh(key)
+                authenticator.accepted(key)
+            await trio.sleep(1)
+            assert (await here.key()).value == (await there.key()).value == f"sk-{calls}"
+    assert calls <= 2 * 40 * 600 / 1800
+
+
+async def test_rule_12_a_clock_that_is_set_back_an_hour_loses_no_key(
+    autojump_clock: MockClock,
+) -> None:
+    set_back = 0
+    refresh = Refresher()
+    store = MemoryKeyStore(Key("sk-0", expires_at=100_000 + 1800))
+    async with open_authenticator(
+        store, refresh, now=lambda: 100_000 - set_back + trio.current_time()
+    ) as authenticator:
+        await trio.sleep(900)
+        set_back = 3600
+        await trio.sleep(1800)
+        assert (await authenticator.key()).value == "sk-0"
+        new = await authenticator.refresh("sk-0")  # The gateway has rejected it.
+        await trio.sleep(1800)
+        assert await authenticator.key() == new
+    assert len(refresh.calls) <= 2
+
+
 # Rule 13
 
 

@@ -303,6 +303,25 @@ class TestAtPipes:
             run = await run_piped(*options, stdin=b"hi\n", GZ_API_KEY=fake.key, OPENAI_API_KEY="no")
         assert (run.returncode, fake.rejected) == (0, 0)
 
+    @pytest.mark.parametrize(
+        ("over", "path"),
+        [
+            (["--api", "responses"], "/v1/responses"),
+            (["--api", "messages"], "/v1/messages"),
+            (
+                ["--api", "responses", "--transport", "websocket"],
+                "/v1/responses (websocket)",
+            ),
+        ],
+    )
+    async def test_another_api_is_a_conversation_too(self, over: list[str], path: str) -> None:
+        fake = gateway()
+        async with chat_options(fake) as options:
+            run = await run_piped(*options, *over, stdin=b"one\ntwo\n", GZ_API_KEY=fake.key)
+        assert run.returncode == 0
+        assert run.stdout.decode().split() == [word.strip() for word in WORDS] * 2
+        assert [request.path for request in fake.requests if request.body] == [path] * 2
+
     @pytest.mark.parametrize("place", [["--profile", "default"], ["--store", "file"]])
     async def test_a_place_that_is_named_comes_before_the_environment(
         self, place: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

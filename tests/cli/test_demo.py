@@ -37,6 +37,24 @@ async def test_each_rotation_meets_every_chat_and_no_character_is_lost_or_double
     assert 0 < figures["paused_ms_p50"] <= figures["paused_ms_max"] < 1000 * figures["seconds"]
 
 
+@pytest.mark.parametrize(
+    "over",
+    [
+        ["--api", "responses"],
+        ["--api", "messages"],
+        ["--api", "responses", "--transport", "websocket"],
+    ],
+    ids=" ".join,
+)
+async def test_the_other_apis_lose_and_double_nothing_either(over: list[str]) -> None:
+    run = await run_piped("demo", "--json", "--sessions", "5", "--rotations", "1", *over)
+    assert (run.returncode, run.stderr) == (0, b"")
+    figures = json.loads(run.stdout)
+    assert figures["refreshes"] == 1
+    assert figures["rejected"] >= 5
+    assert (figures["interrupted"], figures["lost"], figures["doubled"]) == (0, 0, 0)
+
+
 async def test_without_a_rotation_nothing_pauses() -> None:
     run = await run_piped("demo", "--json", "--sessions", "3", "--rotations", "0")
     figures = json.loads(run.stdout)

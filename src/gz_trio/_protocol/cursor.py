@@ -174,7 +174,7 @@ class SequenceCursor:
         """See `Cursor`."""
         return event.id is not None and int(event.id) <= self._last
 
-    def place_of(self, event: ServerSentEvent, *, begun: AbstractSet[int]) -> Place:  # noqa: ARG002
+    def place_of(self, event: ServerSentEvent, *, begun: AbstractSet[int]) -> Place:  # noqa: ARG002 - see `Cursor`
         """See `Cursor`."""
         if event.id is None:
             return "unknown"
