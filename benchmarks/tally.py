@@ -79,19 +79,21 @@ class Tally:
         self.granted = threading.Event()
         self.errors: list[str] = []
         self._arrived = 0
-        self._samples: list[tuple[str, int, int]] = []
+        # Of each its text, arrival and delivery, one after the other: a tuple of them would be an
+        # object that the garbage collector counts, and all that are kept would call it up.
+        self._samples: list[str | int] = []
 
     def take(self, text: str) -> None:
         """Take one token."""
         self.tokens += 1
         if not self.tokens % SAMPLED:
-            self._samples.append((text, 0, perf_counter_ns()))
+            self._samples += (text, 0, perf_counter_ns())
 
     def take_stamped(self, text: str, arrived: int) -> None:
         """Take one token that the client has stamped when it arrived."""
         self.tokens += 1
         if not self.tokens % SAMPLED:
-            self._samples.append((text, arrived, perf_counter_ns()))
+            self._samples += (text, arrived, perf_counter_ns())
 
     def take_counting_reads(self, _: str, arrived: int) -> None:
         """Take one token; those that arrived at the same instant were read at once."""
@@ -107,8 +109,10 @@ class Tally:
         lateness: list[int] = []
         arrival: list[int] = []
         delivery: list[int] = []
-        for text, arrived, delivered in samples:
-            due, written = (int(stamp) for stamp in text.split())
+        for place in range(0, len(samples), 3):
+            text, arrived, delivered = samples[place : place + 3]
+            due, written = (int(stamp) for stamp in str(text).split())
+            arrived, delivered = int(arrived), int(delivered)
             if not written:  # The server does not stamp.
                 continue
             lateness.append(written - due)
