@@ -63,32 +63,32 @@ class WebSocket:
 
     async def receive(self) -> list[str] | None:
         """Messages that came; `None` at the end. Answers pings."""
-        data, self._behind = self._behind, b""
         try:
-            data = data or bytes(await self.stream.receive_some(_RECEIVE_BYTES))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return await self._receive()
+        except (ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
             return None
+
+    async def _receive(self) -> list[str] | None:
+        data, self._behind = self._behind, b""
+        data = data or bytes(await self.stream.receive_some(_RECEIVE_BYTES))
         if not data:
             return None
         messages: list[str] = []
-        try:
-            self._wire.receive_data(data)
-            for event in self._wire.events():
-                match event:
-                    case TextMessage():
-                        self._text += event.data
-                        if event.message_finished:
-                            messages.append(self._text)
-                            self._text = ""
-                    case Ping() | CloseConnection():
-                        async with self.sending:
-                            await self.stream.send_all(self._wire.send(event.response()))
-                        if isinstance(event, CloseConnection):
-                            return None
-                    case _:
-                        pass
-        except ProtocolError:
-            return None
+        self._wire.receive_data(data)
+        for event in self._wire.events():
+            match event:
+                case TextMessage():
+                    self._text += event.data
+                    if event.message_finished:
+                        messages.append(self._text)
+                        self._text = ""
+                case Ping() | CloseConnection():
+                    async with self.sending:
+                        await self.stream.send_all(self._wire.send(event.response()))
+                    if isinstance(event, CloseConnection):
+                        return None
+                case _:
+                    pass
         return messages
 
     def encode(self, event: TextMessage | Ping) -> bytes:
