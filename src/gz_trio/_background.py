@@ -67,8 +67,8 @@ class Background:
                 f"({', '.join(type(failure).__name__ for failure in failures)})"
             ) from cause
         if error is None and ends:
-            return _raise(ends[0], error)  # noqa: ASYNC910
-        return False  # noqa: ASYNC910
+            return _raise(ends[0], error)  # noqa: ASYNC910 - likewise
+        return False  # noqa: ASYNC910 - likewise
 
     def _without_our_cancellation(self, error: BaseException) -> BaseException:
         """A group of the block's own, less the `Cancelled`s with which our failure reached it."""

@@ -160,9 +160,9 @@ async def test_an_incomplete_response_is_no_failure(limit: dict[str, object], re
 async def test_an_api_that_there_is_not_is_an_error_at_once() -> None:
     async with open_over(FakeGateway()) as gateway:
         with pytest.raises(ValueError, match="'chat', 'responses' or 'messages'"):
-            gateway.stream({}, api="completions")  # type: ignore[arg-type]
+            gateway.stream({}, api="completions")  # type: ignore[arg-type]  # on purpose
         with pytest.raises(ValueError, match="'chat', 'responses' or 'messages'"):
-            gateway.open_session("fake-model", api="Chat")  # type: ignore[arg-type]
+            gateway.open_session("fake-model", api="Chat")  # type: ignore[arg-type]  # on purpose
 
 
 # Broken anywhere

@@ -44,7 +44,7 @@ from tests.ways import channels_of
 TOKENS = 12
 TURNS: Literal["/v1/responses (websocket)"] = "/v1/responses (websocket)"
 HANDSHAKE: Literal["/v1/responses (handshake)"] = "/v1/responses (handshake)"
-MODULE = "gz_trio._transport.websocket"
+MODULE = "gz_trio._transport.websocket_wire"
 
 AS_MANY_AS_IT_TAKES = RetryPolicy(max_retries=100)
 
@@ -233,7 +233,7 @@ async def test_the_other_apis_have_no_websocket_mode(
         with pytest.raises(ValueError, match='api="responses"'):
             gateway.open_session("fake-model", api=api, transport="websocket")
         with pytest.raises(ValueError, match="'http' or 'websocket'"):
-            gateway.open_session("fake-model", transport="smoke")  # type: ignore[arg-type]
+            gateway.open_session("fake-model", transport="smoke")  # type: ignore[arg-type]  # on purpose
 
 
 # Keys that die

@@ -21,7 +21,7 @@ from .._auth.authenticator import Authenticator, Refresh, open_authenticator
 from .._auth.stores import KeyStore, MemoryKeyStore
 from .._background import Background
 from .._protocol.apis import CHAT, RESPONSES, Api, ApiName, api_named
-from .._protocol.keys import Key
+from .._protocol.keys import KEY_HEADERS, Key
 from .._protocol.resumption import NextRequest, Resumption
 from .._protocol.settings import ResumePolicy, RetryPolicy, Timeouts
 from .._transport.choosing import open_transport, open_websocket
@@ -41,8 +41,7 @@ from .telemetry import ReplyTelemetry
 KeyHeader = Literal["Authorization", "x-api-key", "api-key"]
 """The header that carries the key: OpenAI's, Anthropic's, Azure's."""
 
-_KEY_HEADERS = frozenset({"authorization", "x-api-key", "api-key"})
-_OUR_HEADERS = _KEY_HEADERS | {"content-type", "accept"}
+_OUR_HEADERS = KEY_HEADERS | {"content-type", "accept"}
 
 
 class Gateway:
@@ -65,7 +64,7 @@ class Gateway:
         self._authenticator = authenticator
         self._transport = transport
         self._nursery = nursery
-        if key_header.lower() not in _KEY_HEADERS:
+        if key_header.lower() not in KEY_HEADERS:
             raise ValueError(
                 f"key_header is {key_header!r}, but must be Authorization, x-api-key or api-key"
             )
@@ -75,6 +74,7 @@ class Gateway:
             for name, value in (headers or {}).items()
             if name.lower() not in _OUR_HEADERS
         }
+        self._given = {name.lower() for name in self._headers}  # Come before an API's own.
         self._settings = settings
         self._now = now
         # Once for all replies: each of them keeps both.
@@ -296,8 +296,11 @@ class Gateway:
         headers: Mapping[str, str],
         connect_timeout: float | None,
     ) -> Request:
-        given = {name.lower() for name in self._headers} if request.headers else ()
-        ours = {name: value for name, value in request.headers.items() if name.lower() not in given}
+        ours = {
+            name: value
+            for name, value in request.headers.items()
+            if name.lower() not in self._given
+        }
         return self._request(
             request.method,
             request.path,
@@ -333,7 +336,7 @@ class Gateway:
                 **(headers or {}),
                 self._key_header: f"Bearer {key.value}" if bearer else key.value,
             },
-            absent=_KEY_HEADERS - {self._key_header.lower()},
+            absent=KEY_HEADERS - {self._key_header.lower()},
             content=content,
             connect_timeout=connect_timeout,
             repeatable=repeatable,

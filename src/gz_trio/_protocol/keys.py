@@ -14,6 +14,9 @@ from . import lenient_json
 # `Authorization: Bearer`, a newline would start a header of its own.
 _SENDABLE = re.compile(r"[\x21-\x7e]+")
 
+KEY_HEADERS = frozenset({"authorization", "x-api-key", "api-key"})
+"""The names of the headers that may carry a key, in lower case: OpenAI's, Anthropic's, Azure's."""
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Key:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal, Protocol, TypeAlias
 
 Wait: TypeAlias = Literal["pool", "connect", "write", "read"]
@@ -13,8 +14,13 @@ The names are those of httpx's timeouts.
 """
 
 
-def _untold(_wait: Wait) -> None:
-    pass
+def untold(_wait: Wait) -> None:
+    """For who does not want to know what is waited for."""
+
+
+def seconds_of(timeout: float | None) -> float:
+    """A timeout in seconds, as Trio takes it: without end where there is none."""
+    return inf if timeout is None else timeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,7 @@ class Request:
     content: bytes = field(default=b"", repr=False)
     connect_timeout: float | None = None
     repeatable: bool = False
-    on_wait: Callable[[Wait], None] = field(default=_untold, repr=False)
+    on_wait: Callable[[Wait], None] = field(default=untold, repr=False)
 
 
 class BodyConsumer(Protocol):

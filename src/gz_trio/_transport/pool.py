@@ -19,7 +19,7 @@ from .connection import Connection, Exchange
 from .deadlines import Deadline, Deadlines
 from .demux import Demux, DemuxedSocket, make_poller
 from .http1 import ResponseReader, encode_request
-from .interface import Request, Wait
+from .interface import Request, Wait, seconds_of, untold
 from .link import Link, LinkOwner, StreamLink
 from .origin import Origin, parse_url
 from .tls import TlsClient, certificate_name, default_ssl_context, tls_error
@@ -150,7 +150,7 @@ class Pool:
             APIConnectionError: There is none.
             ProtocolError: `url` is no URL of HTTP.
         """
-        return await self._connect(Origin.of(url), timeout, _untold, self._open_stream)
+        return await self._connect(Origin.of(url), timeout, untold, self._open_stream)
 
     async def _open_stream(self, origin: Origin) -> trio.abc.Stream:
         stream = await self._connect_link(origin)
@@ -182,7 +182,7 @@ class Pool:
         on_wait("pool")
         async with self._connects:
             on_wait("connect")
-            with trio.move_on_after(inf if timeout is None else timeout):
+            with trio.move_on_after(seconds_of(timeout)):
                 try:
                     return await open_(origin)
                 except (OSError, UnicodeError, trio.BrokenResourceError) as error:
@@ -321,10 +321,6 @@ async def open_pool(
             yield pool
         finally:
             pool.close()
-
-
-def _untold(_wait: Wait) -> None:
-    """For who does not want to know what is waited for."""
 
 
 def _errnos(error: BaseException) -> set[int | None]:

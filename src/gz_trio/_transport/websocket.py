@@ -13,7 +13,7 @@ to the turns, and one sees whether the other end is alive.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from math import inf
 from time import perf_counter_ns
@@ -22,19 +22,14 @@ import trio
 from trio.lowlevel import enable_ki_protection
 from trio_websocket import ConnectionClosed, ConnectionRejected
 from trio_websocket import WebSocketConnection as Connection
-from wsproto import ConnectionType, WSConnection
-from wsproto.connection import ConnectionState
-from wsproto.events import BytesMessage, CloseConnection, Event, TextMessage
-from wsproto.frame_protocol import CloseReason
-from wsproto.utilities import LocalProtocolError, RemoteProtocolError
+from wsproto.utilities import LocalProtocolError
 
 from .._background import Background
 from .._protocol.errors import APIConnectionError, GatewayError, ProtocolError
+from .._protocol.keys import KEY_HEADERS
 from .._protocol.websocket import (
-    BYTES_A_FRAGMENT,
     LIFETIME_SECONDS,
     LIMIT_REACHED,
-    MAX_FRAGMENTS,
     MAX_MESSAGE_BYTES,
     PREVIOUS_NOT_FOUND,
     Chain,
@@ -45,8 +40,9 @@ from .._protocol.websocket import (
     turn_of,
 )
 from . import consumers
-from .interface import BodyConsumer, Request, Response
+from .interface import BodyConsumer, Request, Response, seconds_of
 from .origin import parse_url
+from .websocket_wire import ANOTHER_VIOLATION, Wire
 
 PING_SECONDS = 20.0
 """Between two signs of life; and how long the answer to one may take."""
@@ -54,12 +50,7 @@ PING_SECONDS = 20.0
 CLOSE_SECONDS = 1.0
 """For the closing handshake, which nobody needs."""
 
-MAX_HANDSHAKE_BYTES = 1024 * 1024
-"""Of what a server answers to the handshake, if it rejects it."""
-
 _RECEIVE_BYTES = 64 * 1024
-
-KEY_HEADERS = frozenset({"authorization", "x-api-key", "api-key"})
 
 Connect = Callable[[str, float | None], Awaitable[trio.abc.Stream]]
 """Opens what a connection goes over, from a URL and the seconds that it may take."""
@@ -216,7 +207,7 @@ class _Exchange:
 
     async def receive(self) -> bytes:
         """See `Response`: never of use, for it is an event stream."""
-        raise RuntimeError("a turn is handed over by start()")  # noqa: ASYNC910
+        raise RuntimeError("a turn is handed over by start()")  # noqa: ASYNC910 - nothing is awaited
 
     def start(self, consumer: BodyConsumer) -> None:
         """See `Response`."""
@@ -310,7 +301,7 @@ class _Socket:
         self._origin, self._host, self._target = parse_url(request.url)
         self._nursery = nursery
         self._completed = completed
-        self._wire = _Wire()
+        self._wire = Wire()
         self._stream: _Stream
         self._connection: Connection | None = None  # Once the server has agreed to it.
         self._scope = trio.CancelScope()
@@ -353,7 +344,7 @@ class _Socket:
         self._stream = _Stream(await connect(self._request.url, self._request.connect_timeout))
         self._nursery.start_soon(self._run)
         try:
-            with trio.move_on_after(_seconds(self._request.connect_timeout)) as scope:
+            with trio.move_on_after(seconds_of(self._request.connect_timeout)) as scope:
                 await self._opened.wait()
         except BaseException:
             self._scope.cancel()
@@ -466,7 +457,7 @@ class _Socket:
             path=self._target,
             client_extra_headers=headers,
             message_queue_size=1,
-            max_message_size=2 * MAX_MESSAGE_BYTES,  # `_Wire` is stricter, and says more.
+            max_message_size=2 * MAX_MESSAGE_BYTES,  # `Wire` is stricter, and says more.
             receive_buffer_size=_RECEIVE_BYTES,
         )
         async with trio.open_nursery() as nursery:
@@ -587,7 +578,7 @@ class _Socket:
                 }
                 self._rejection = _Answer(error.status_code, headers, error.body or b"")
             case _:
-                self._wire.violation = self._wire.violation or _ANOTHER_VIOLATION
+                self._wire.violation = self._wire.violation or ANOTHER_VIOLATION
 
     def _reason(self) -> BaseException:
         """Why it has ended."""
@@ -605,70 +596,6 @@ class _Socket:
         if reason is None:
             return APIConnectionError(f"the connection to {self._origin} broke")
         return error_from_close(reason.code, reason.reason or "", str(self._origin))
-
-
-_ANOTHER_VIOLATION = "what WebSocket does not allow (RFC 6455)"
-
-
-class _Wire(WSConnection):
-    """The frames of a connection, and what there may not be in them.
-
-    Attributes:
-        arrivals: When each message that was not handed on yet was whole, in nanoseconds on the
-            clock of `time.perf_counter_ns`.
-        violation: What the server sent that it may not.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(ConnectionType.CLIENT)
-        self.arrivals: deque[int] = deque()
-        self.violation = ""
-        self._arrived_ns = 0
-        self._bytes = 0  # Of the message that is under way.
-        self._fragments = 0
-
-    def receive_data(self, data: bytes | None) -> None:
-        """Take bytes.
-
-        Raises:
-            RemoteProtocolError: They are not what WebSocket allows, or too many.
-        """
-        self._arrived_ns = perf_counter_ns()
-        self._bytes += len(data or b"")
-        if self.state is not ConnectionState.OPEN and self._bytes > MAX_HANDSHAKE_BYTES:
-            raise self._violated("an answer to the handshake that is too long", None)
-        if self._bytes > MAX_MESSAGE_BYTES + MAX_HANDSHAKE_BYTES:
-            mebibytes = MAX_MESSAGE_BYTES // 2**20
-            raise self._violated(f"a message of more than {mebibytes} MiB", 1009)
-        super().receive_data(data)
-
-    def events(self) -> Generator[Event]:
-        """What came.
-
-        Raises:
-            RemoteProtocolError: As for `receive_data`.
-        """
-        for event in super().events():
-            if isinstance(event, TextMessage | BytesMessage):
-                self._count(event)
-            elif isinstance(event, CloseConnection) and self.state is ConnectionState.OPEN:
-                # Not the server's: wsproto's, which cannot read on.
-                is_text = event.code == CloseReason.INVALID_FRAME_PAYLOAD_DATA
-                self.violation = "text that is no UTF-8" if is_text else _ANOTHER_VIOLATION
-            yield event
-
-    def _count(self, event: TextMessage | BytesMessage) -> None:
-        if event.message_finished:
-            self.arrivals.append(self._arrived_ns)
-            self._bytes = self._fragments = 0
-            return
-        self._fragments += event.frame_finished
-        if self._fragments > MAX_FRAGMENTS + self._bytes // BYTES_A_FRAGMENT:
-            raise self._violated("a message in fragments without end", 1008)
-
-    def _violated(self, what: str, code: int | None) -> RemoteProtocolError:
-        self.violation = what
-        return RemoteProtocolError(what, None if code is None else CloseConnection(code=code))
 
 
 class _Stream(trio.abc.Stream):
@@ -705,7 +632,3 @@ def _key_of(request: Request) -> dict[str, str]:
 def _another(error: BaseException) -> BaseException:
     """For one of many who are told."""
     return error.another() if isinstance(error, GatewayError) else type(error)(*error.args)
-
-
-def _seconds(timeout: float | None) -> float:
-    return inf if timeout is None else timeout
