@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gz_trio._cli.demo import Demo, Result
-from gz_trio._cli.text import lost_and_doubled, visible
-from gz_trio.testing import EarlyDone, Fault, Insert, Stall, Status
+from gz_trio._cli.text import visible
+from gz_trio.testing import EarlyDone, Fault, Insert, Stall, Status, lost_and_doubled
 from tests.cli.terminal import COMMAND, environment, run_piped, terminal
 
 KEYS = [

@@ -14,13 +14,12 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
-from ..testing import Continues, FakeGateway, Framing, Shape
+from ..testing import Continues, FakeGateway, Framing, Shape, add_fault
 from . import auth as auth_commands
 from . import demo_screen
 from . import gateway as gateway_server
 from .auth import NextSource, Place, Source
 from .chat import ApiName, Chat, TransportName
-from .faults import add_fault
 from .run import INTERRUPTED, UsageError, complain
 from .run import run as run_command
 

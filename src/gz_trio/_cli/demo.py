@@ -26,9 +26,8 @@ from .. import (
     open_authenticator,
     open_gateway,
 )
-from ..testing import FakeGateway
+from ..testing import FakeGateway, lost_and_doubled
 from .chat import ApiName, TransportName
-from .text import lost_and_doubled
 
 TOKENS_IN_ALL = 12_000
 """What the chats are meant to get together, in replies of 16 to 60 tokens."""

@@ -11,6 +11,7 @@ from ._call import SeenRequest
 from ._chunks import Shape
 from ._completions import Answer
 from ._continuing import Continues
+from ._fault_words import add_fault
 from ._faults import (
     DIALECTS,
     Close,
@@ -33,6 +34,7 @@ from ._gateway import FakeGateway
 from ._history import FakeHistory
 from ._key_store import check_key_store
 from ._server import Framing
+from ._texts import lost_and_doubled
 
 __all__ = [
     "DIALECTS",
@@ -58,5 +60,7 @@ __all__ = [
     "Stall",
     "Status",
     "Warning_",
+    "add_fault",
     "check_key_store",
+    "lost_and_doubled",
 ]

@@ -20,6 +20,7 @@ from ._faults import (
     Warning_,
     error_body,
 )
+from ._keys import Account
 from ._plan import FaultPlan
 from ._run import Run
 from ._server import Exchange, HangUp
@@ -37,7 +38,8 @@ class SeenRequest:
         path: As `fault()` names it, but with ids.
         headers: By lower-case name; the value of one that carries a secret is `"[secret]"`.
         body: The JSON object that came; `None` if there was none.
-        generation: Of the key that it came with; `None` for a key that never was valid.
+        generation: Of the key that it came with, within its account; `None` for a key that never
+            was valid.
         status: The status that was answered; `None` until then, or if there was no answer.
         tokens: How many tokens the model made for it: all that were sent, and one that was cut
             off halfway; of a kept stream that was taken up, only those that were not there yet.
@@ -68,16 +70,22 @@ class Call:
         plan: What may go wrong with it.
         exchange: The writer of the answer.
         seen: What the ledger keeps.
+        path: Its path as `FakeGateway.fault` names it.
         number: 1 for the first request to this path.
         serial: 1 for the first request of all.
+
+    Attributes:
+        account: Whose valid key it came with; `None` until the key is looked at.
     """
 
     gateway: FakeGateway
     plan: FaultPlan
     exchange: Exchange
     seen: SeenRequest
+    path: str
     number: int
     serial: int
+    account: Account | None = None
 
     @property
     def request_id(self) -> str:
@@ -90,7 +98,7 @@ class Call:
         A checkpoint only if one of them takes time.
         """
         exchange, seen = self.exchange, self.seen
-        for fault in self.plan.due(seen.path, self.number, seen.generation, token):
+        for fault in self.plan.due(self.path, self.number, seen.generation, token):
             seen.faults.append(fault)
             match fault:
                 case Stall(seconds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
@@ -257,7 +258,8 @@ class Completions:
         """What comes before the model's tokens, these, and what comes after them."""
         attempt = 1
         if self._answer is not None:
-            key = canonical(body)
+            # Not the body itself: there may be very many, and long ones.
+            key = hashlib.sha256(canonical(body)).digest()
             self._attempts[key] += 1
             attempt = self._attempts[key]
         tokens, endings = self._tokens(body, attempt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import msgspec
 
@@ -136,8 +136,5 @@ def objects(value: object) -> list[dict[str, object]]:
     """The JSON objects in a JSON array; none where `value` is no array."""
     if not isinstance(value, list):
         return []
-    return [
-        msgspec.convert(item, dict[str, object])
-        for item in msgspec.convert(value, list[object])
-        if isinstance(item, dict)
-    ]
+    items = cast("list[object]", value)
+    return [cast("dict[str, object]", item) for item in items if isinstance(item, dict)]

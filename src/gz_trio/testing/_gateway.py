@@ -22,7 +22,7 @@ from ._continuing import Continues
 from ._faults import Close, Cut, Fault, Reset, Stall, Status
 from ._formats import frame
 from ._history import FakeHistory
-from ._keys import KeyRing
+from ._keys import Account, KeyRing
 from ._memory import HttpxModule, MemoryStream, memory_client, memory_connection
 from ._plan import HISTORY_PATHS, PATHS, FaultPlan, Path, pattern_of
 from ._responses import error_event
@@ -60,6 +60,10 @@ class FakeGateway:
     `/v1/responses` speaks WebSocket too, the API's WebSocket mode: each `response.create` is a
     turn, and in `requests` one of its own, with the method `"WEBSOCKET"`; the handshake is another.
     Their paths are `"/v1/responses (websocket)"` and `"/v1/responses (handshake)"`.
+
+    There is one account, and more where `add_account` makes them: each has a valid key of its own,
+    which dies alone. `key`, `generation` and `refresh` are the default account's. Everything else
+    (`history`, responses that are kept, faults, counters) is all accounts' together.
 
     Args:
         key: The first valid API key.
@@ -206,41 +210,76 @@ class FakeGateway:
     @property
     def key(self) -> str:
         """The valid API key; after `expire()`, the one that was."""
-        return self._keys.key
+        return self._keys.default.key
 
     @property
     def generation(self) -> int:
         """1 for the first key, one more for each that followed."""
-        return self._keys.generation
+        return self._keys.default.generation
+
+    def add_account(self, token: str) -> str:
+        """Make one more account, with a valid key of its own.
+
+        Args:
+            token: The identity token that signs in to it: `POST /auth` with this `token` answers
+                this account's key. With any other it answers the default account's.
+
+        Returns:
+            Its first key.
+
+        Raises:
+            ValueError: The token is blank, or another account's.
+
+        >>> gateway = FakeGateway()
+        >>> first = gateway.add_account("token-of-alice")
+        >>> gateway.rotate(account="token-of-alice") == first
+        False
+        >>> gateway.key  # Alice's rotation leaves the others alone
+        'gw_test_1'
+        """
+        return self._keys.add_account(token).key
 
     @property
     def open_streams(self) -> int:
         """How many streams are being served."""
         return len(self._completions.streams)
 
-    def rotate(self, key: str | None = None) -> str:
-        """Replace the key: every older one is answered 401 from now on.
+    def rotate(self, key: str | None = None, *, account: str | None = None) -> str:
+        """Replace an account's key: every older one is answered 401 from now on.
 
         Streams that run under an older key end as `on_rotation` says, at once even if they wait
         for their next token.
 
         Args:
             key: The new key; by default one is made up.
+            account: The token of the account; `None`: the default one.
 
         Returns:
             The new key.
 
         Raises:
-            ValueError: The key cannot be sent in a header, or is one that was valid before.
+            ValueError: The key cannot be sent in a header, or is one that was valid before; or
+                there is no such account.
         """
-        new = self._keys.rotate(key)
-        self._end_streams()
+        return self._rotate(self._keys.account(account), key)
+
+    def _rotate(self, account: Account, key: str | None = None) -> str:
+        new = self._keys.rotate(account, key)
+        self._end_streams(account)
         return new
 
-    def expire(self) -> None:
-        """Let the key die: none is valid until `POST /auth` or `refresh` issues another."""
-        self._keys.expired = True
-        self._end_streams()
+    def expire(self, *, account: str | None = None) -> None:
+        """Let an account's key die: it has none until `POST /auth` or `refresh` issues another.
+
+        Args:
+            account: The token of the account; `None`: the default one.
+
+        Raises:
+            ValueError: There is no such account.
+        """
+        owner = self._keys.account(account)
+        owner.expired = True
+        self._end_streams(owner)
 
     async def refresh(self, rejected: Key | None = None) -> str:  # noqa: ARG002
         """What `POST /auth` does, as a refresh callable: same counter, latency and refusal.
@@ -267,15 +306,15 @@ class FakeGateway:
         await trio.sleep(self.auth_latency)
         if self.refuse_refresh:
             raise errors.AuthenticationError("the fake gateway refuses to sign in", status=401)
-        return self._issue()
+        return self._issue(self._keys.default)
 
-    def _issue(self) -> str:
-        return self.rotate() if self._keys.expired else self.key
+    def _issue(self, account: Account) -> str:
+        return self._rotate(account) if account.expired else account.key
 
-    def _end_streams(self) -> None:
-        if self.on_rotation == "ignore":
-            return
-        self._completions.streams.end_all_but(None if self._keys.expired else self.generation)
+    def _end_streams(self, account: Account) -> None:
+        """End all that an account has: none of them can run under a key that was made just now."""
+        if self.on_rotation != "ignore":
+            self._completions.streams.end(account)
 
     def forget_streams(self) -> None:
         """Lose the streams and the responses that were kept, as a server that restarts does."""
@@ -311,7 +350,7 @@ class FakeGateway:
         Args:
             fault: What goes wrong.
             request: Only in this request to `path`: 1 for the first that the gateway ever saw.
-            generation: Only in requests with the key of this generation.
+            generation: Only in requests with the key of this generation, within its account.
             token: Before this token of a streamed answer: 0 for the first one, when the head is
                 sent; the number of tokens for after the last. Tokens of a stream that is taken
                 up keep their numbers, and those that are not sent again cannot meet a fault.
@@ -468,8 +507,9 @@ class FakeGateway:
         if self._ledger:
             self.requests.append(seen)
         self._total += 1
-        number = self._count(pattern_of(path))
-        return Call(self, self._plan, exchange, seen, number, self._total)
+        pattern = pattern_of(path)
+        number = self._count(pattern)
+        return Call(self, self._plan, exchange, seen, pattern, number, self._total)
 
     async def _upgrade(self, stream: trio.abc.Stream, exchange: Exchange, behind: bytes) -> bool:
         """See `_server.Upgrade`."""
@@ -480,11 +520,11 @@ class FakeGateway:
         call = self._call(exchange, "GET", f"{path} (handshake)", headers, None)
         try:
             fault = await call.strike(None)
-            reason = self._keys.rejection(_key_of(headers))
+            accepted = self._keys.accept(_key_of(headers))
             if isinstance(fault, Status):
                 await call.send_status(fault)
-            elif reason is not None:
-                await call.send_status(Status(401, reason))
+            elif isinstance(accepted, str):
+                await call.send_status(Status(401, accepted))
             else:
                 call.seen.status = 101
                 websocket = WebSocket(
@@ -521,10 +561,11 @@ class FakeGateway:
             fault = await call.strike(None)
             refused = fault if isinstance(fault, Status) else None
             param: str | None = None
-            if refused is None and (reason := self._keys.rejection(_key_of(headers))) is not None:
+            accepted = self._keys.accept(_key_of(headers))
+            if refused is None and isinstance(accepted, str):
                 if self.websocket_rejection is not None:
                     raise HangUp(close=self.websocket_rejection)
-                refused = Status(401, reason, code="invalid_api_key")
+                refused = Status(401, accepted, code="invalid_api_key")
             elif refused is None and trio.current_time() >= websocket.until:
                 reason = "The connection has been open for too long: connect again"
                 refused = Status(400, reason, code="websocket_connection_limit_reached")
@@ -541,6 +582,8 @@ class FakeGateway:
                 turn.put_body(frame(event))
                 await turn.flush()
                 return
+            if isinstance(accepted, Account):
+                call.account = accepted
             asked = {n: value for n, value in body.items() if n not in ("type", "stream_id")}
             run = self._completions.turn(call.serial, asked, stored, stream_id)
             await self._completions.streams.serve(call, run, Place())
@@ -562,21 +605,24 @@ class FakeGateway:
                 pass
             case "POST", _ if path in API_PATHS:
                 pass
-            case ("GET" | "DELETE", _) if pattern_of(path) == "/v1/responses/{id}":
+            case ("GET" | "DELETE", _) if call.path == "/v1/responses/{id}":
                 pass
-            case ("POST", _) if pattern_of(path) == "/v1/responses/{id}/cancel":
+            case ("POST", _) if call.path == "/v1/responses/{id}/cancel":
                 pass
-            case _ if pattern_of(path) in HISTORY_PATHS:
+            case _ if call.path in HISTORY_PATHS:
                 pass
-            case _ if pattern_of(path) in PATHS:
+            case _ if call.path in PATHS:
                 await call.send_status(Status(405, "Method Not Allowed", "detail"))
                 return
             case _:
                 await call.send_status(Status(404, "Not Found"))
                 return
-        if (reason := self._keys.rejection(key)) is not None:
-            await call.send_status(Status(401, reason))
-        elif path == "/v1/models":
+        accepted = self._keys.accept(key)
+        if isinstance(accepted, str):
+            await call.send_status(Status(401, accepted))
+            return
+        call.account = accepted
+        if path == "/v1/models":
             await self._send_models(call)
         elif path in API_PATHS:
             await self._completions.respond(call)
@@ -601,14 +647,15 @@ class FakeGateway:
         if self.refuse_refresh:
             await call.send_status(Status(401, "The identity token is not accepted"))
             return
+        body = call.seen.body or {}
         answer: dict[str, object] = {
             "success": True,
             "message": "User authenticated successfully",
             "user_id": 1,
-            "api_key": self._issue(),
+            "api_key": self._issue(self._keys.signed_in(body.get("token"))),
             "auth_method": "email",
             "display_name": "Test User",
-            "email": (call.seen.body or {}).get("email"),
+            "email": body.get("email"),
             "credits": 100.0,
             "tier": "basic",
             "subscription_status": "active",

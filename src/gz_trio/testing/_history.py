@@ -28,7 +28,7 @@ _Object = dict[str, object]
 
 
 class FakeHistory:
-    """The chats that a `FakeGateway` keeps, one account's for all its keys. `FakeGateway.history`.
+    """The chats that a `FakeGateway` keeps, for all its accounts. `FakeGateway.history`.
 
     Attributes:
         bare: Whether a session, a message or a list comes as it is, and statistics as `data`;

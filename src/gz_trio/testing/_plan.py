@@ -96,15 +96,15 @@ class FaultPlan:
     def due(
         self, path: str, request: int, generation: int | None, token: int | None
     ) -> Iterator[Fault]:
-        """The faults of this moment, each used up as it is taken from the iterator."""
-        if not self._armed:
-            return
-        path = pattern_of(path)
-        for armed in self._armed.copy():
+        """The faults of this moment, each used up as it is taken from the iterator.
+
+        The path is as `pattern_of` gives it.
+        """
+        # Asked before every token of every stream.
+        here = [armed for armed in self._armed if armed.token == token and armed.path == path]
+        for armed in here:
             if (
-                armed.path == path
-                and armed.token == token
-                and armed.request in (None, request)
+                armed.request in (None, request)
                 and armed.generation in (None, generation)
                 and armed.left != 0  # another request may have used it up during a stall
             ):

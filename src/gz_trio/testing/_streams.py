@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import defaultdict
 
 from ._call import Call
 from ._faults import EarlyDone, EmptyStream, ErrorFrame, Fault
 from ._formats import Format
+from ._keys import Account
 from ._run import Place, Run
 from ._server import HangUp, Interruptible
-
-
-@dataclass(slots=True, eq=False)
-class _Running(Interruptible):
-    """A stream that is being served."""
-
-    generation: int = 0
 
 
 class Streams:
     """Serves streamed answers, and ends those whose key dies."""
 
     def __init__(self) -> None:
-        self._running: set[_Running] = set()
+        self._running: defaultdict[Account | None, set[Interruptible]] = defaultdict(set)
 
     def __len__(self) -> int:
         """How many streams are being served."""
-        return len(self._running)
+        return sum(map(len, self._running.values()))
 
-    def end_all_but(self, generation: int | None) -> None:
-        """End the streams that run under any other key than this generation's."""
-        for running in self._running:
-            if running.generation != generation:
-                running.end()
+    def end(self, account: Account) -> None:
+        """End the streams that run under a key of this account."""
+        for running in self._running[account]:
+            running.end()
 
     async def serve(self, call: Call, run: Run, place: Place) -> None:
         """Stream an answer from this place on.
@@ -51,8 +44,9 @@ class Streams:
                 ("x-request-id", call.request_id),
             ],
         )
-        running = exchange.running = _Running(generation=call.gateway.generation)
-        self._running.add(running)
+        running = exchange.running = Interruptible()
+        others = self._running[call.account]
+        others.add(running)
         ended = False
         try:
             with running.scope:
@@ -60,10 +54,10 @@ class Streams:
             if not ended:
                 await _end_dead(call, run.format)
         finally:
-            self._running.discard(running)
+            others.discard(running)
 
 
-async def _send_steps(call: Call, running: _Running, run: Run, place: Place) -> bool:
+async def _send_steps(call: Call, running: Interruptible, run: Run, place: Place) -> bool:
     """Send the answer; `False` if the key died before its end."""
     exchange, seen = call.exchange, call.seen
     for step in range(place.step, len(run.tokens) + 1):

@@ -1,4 +1,4 @@
-"""Faults of the fake gateway in words, as `gz-trio gateway --fault` takes them."""
+"""Faults of the fake gateway in words, as options and files have them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
-from ..testing import (
+from ._faults import (
     Comment,
     Cut,
     Drip,
     EarlyDone,
     EmptyStream,
     ErrorFrame,
-    FakeGateway,
     Fault,
     Insert,
     OtherText,
@@ -26,6 +25,7 @@ from ..testing import (
     Status,
     Warning_,
 )
+from ._gateway import FakeGateway
 
 KINDS: dict[str, type[Fault]] = {
     "status": Status,
@@ -55,28 +55,34 @@ _WORDS: dict[object, str] = {int: "a whole number", float: "a number", bool: "tr
 
 
 def add_fault(gateway: FakeGateway, words: str) -> None:
-    r"""Let something go wrong: what, what it is like, and when it strikes.
+    r"""Let something go wrong, said in words: what, what it is like, and when it strikes.
 
-    The fault is named as its class in `gz_trio.testing` is, and the value after its name is that
-    of its first parameter. Its other parameters follow, and those of `FakeGateway.fault`, in any
+    So `gz-trio gateway --fault` takes it, whose help lists all names. The fault is named as its
+    class here is, with hyphens (`error-frame`), and the value after its name is that of its first
+    parameter. Its other parameters follow, and those of `FakeGateway.fault`, in any
     order, separated by blanks; quotes are those of a POSIX shell. `header.NAME=VALUE` gives a
     status a header; in `data`, `\n` and the like are what they are in Python.
+
+    Args:
+        gateway: Where it goes wrong.
+        words: Like `"status=429 header.retry-after=2 request=1"`.
 
     Raises:
         ValueError: This is no fault; the message says what is wrong, and what could stand there.
 
+    >>> from gz_trio.testing import add_fault
     >>> gateway = FakeGateway()
     >>> add_fault(gateway, "status=429 header.retry-after=2 request=1")
     >>> add_fault(gateway, "cut token=3 times=forever")
     >>> add_fault(gateway, r"insert='data: {}\n\n' token=1")
     >>> add_fault(gateway, "stall=soon")
     Traceback (most recent call last):
-    ValueError: --fault 'stall=soon': seconds must be a number
+    ValueError: fault 'stall=soon': seconds must be a number
     """
     try:
         _add(gateway, words)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"--fault {words!r}: {error}") from None
+        raise ValueError(f"fault {words!r}: {error}") from None
 
 
 def _add(gateway: FakeGateway, words: str) -> None:
