@@ -18,6 +18,7 @@ from cyclopts import App
 from trio.testing import MockClock
 
 import gz_trio
+import gz_trio.simulate
 import gz_trio.testing
 from gz_trio._cli.app import app
 from gz_trio._protocol.retry import describe_table
@@ -52,7 +53,7 @@ def test_the_readme_s_links_lead_somewhere() -> None:
 
 
 def test_every_public_name_is_in_the_api_reference() -> None:
-    names = [*gz_trio.__all__, *gz_trio.testing.__all__]
+    names = [*gz_trio.__all__, *gz_trio.testing.__all__, *gz_trio.simulate.__all__]
     reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\.\. auto\w+:: (\w+)", reference, re.MULTILINE)
     assert set(names) <= set(documented)
@@ -73,9 +74,18 @@ def test_the_page_of_the_command_line_has_the_options_that_there_are() -> None:
             r"^## `gz-trio (\w+)`\n(.+?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL
         )
     }
+    assert documented.pop("simulate") == []  # They are on a page of their own.
     assert documented == {
-        command: options_of(app[command]) for command in app if not command.startswith("-")
+        command: options_of(app[command])
+        for command in app
+        if not command.startswith("-") and command != "simulate"
     }
+
+
+def test_the_page_of_the_simulator_has_the_options_that_there_are() -> None:
+    page = (ROOT / "docs" / "simulate.md").read_text(encoding="utf-8")
+    documented = re.findall(r"^\| `(--[\w-]+)` \|", page, re.MULTILINE)
+    assert sorted(documented) == sorted(options_of(app["simulate"]))
 
 
 def options_of(command: App) -> list[str]:

@@ -11,6 +11,7 @@ import sys
 import termios
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pyte
 import trio
@@ -27,7 +28,7 @@ def environment(changes: Mapping[str, str]) -> dict[str, str]:
 
 
 async def run_piped(
-    *arguments: str, stdin: bytes = b"", **variables: str
+    *arguments: str, stdin: bytes = b"", cwd: Path | str | None = None, **variables: str
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a command whose input, output and errors are pipes."""
     with trio.fail_after(PATIENCE_SECONDS):
@@ -37,6 +38,7 @@ async def run_piped(
             capture_stdout=True,
             capture_stderr=True,
             check=False,
+            cwd=cwd,
             env=environment(variables),
         )
 

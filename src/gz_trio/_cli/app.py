@@ -33,6 +33,11 @@ Chat with an OpenAI-compatible LLM gateway, over keys that expire in the middle 
 """,
 )
 
+EXTRA = "pip install 'gz-trio["
+"""Stands in what is said of a package that comes with an extra."""
+
+SIMULATE_HELP = "Run a load against a gateway, and tell how it stood it."
+
 Flag = Parameter(negative="")
 Repeated = Parameter(negative="")
 NotNegative = Parameter(validator=Number(gte=0))
@@ -333,6 +338,10 @@ def gateway(
     )
 
 
+# Loaded when it is asked for: the other commands neither need its packages nor wait for them.
+app.command("gz_trio._cli.simulate_app:simulate", name="simulate", help=SIMULATE_HELP)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; gives the exit code."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
@@ -349,6 +358,11 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt:  # at a prompt
         return INTERRUPTED
+    except ImportError as error:  # of a command that is loaded when it is asked for
+        if EXTRA not in str(error.__cause__):
+            raise
+        complain(str(error.__cause__))
+        return 1
     return code if isinstance(code, int) else 0
 
 
