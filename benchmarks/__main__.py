@@ -1,8 +1,8 @@
 """Runs the benchmarks, prints what it saw, and writes it to benchmarks/results/.
 
 Without a command: all rows and, after them, what becomes of streams whose key dies or whose
-reader pauses. `cpu` compares some peers at one load, for whoever works on the transport; `judge`
-holds the results of the last full run to the bounds as they are now.
+reader pauses, and the simulator. `cpu` compares some peers at one load, for whoever works on the
+transport; `judge` holds the results of the last full run to the bounds as they are now.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import layers, plot, recovery, report, stats
+from . import layers, plot, recovery, report, simulator, stats
 from .certificates import make_certificates
 from .measure import Bench, Pace, Window
 from .peers import PEERS
 from .rows import OURS, QUICK, ROWS, Row
 from .run import OTHERS_ROUNDS, Judged, Result, Rounds, judge, run
 
+SIMULATOR = "simulator"
 RESULTS = Path(__file__).parent / "results"
 SLOPE_SECONDS = 5.0
 SLOPE_TOKENS = 50_000
@@ -33,7 +34,9 @@ def main() -> int:
     """The exit code: 1 where a bound is missed, a peer of ours failed, or a stream lost text."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a short run, as CI does it")
-    parser.add_argument("--rows", default="", help=f"of {', '.join(row.name for row in ROWS)}")
+    parser.add_argument(
+        "--rows", default="", help=f"of {', '.join(row.name for row in ROWS)}, {SIMULATOR}"
+    )
     parser.add_argument(
         "--keep",
         action="store_true",
@@ -76,9 +79,12 @@ def main() -> int:
     if arguments.rows:
         names: list[str] = arguments.rows.split(",")
         rows = [row for row in ROWS if row.name in names]
-        return 0 if measure_rows(rows, rounds, seed, write=False, keep=arguments.keep) else 1
+        sound = not rows or measure_rows(rows, rounds, seed, write=False, keep=arguments.keep)
+        simulates = SIMULATOR in names
+        return 0 if (not simulates or simulator.run(RESULTS / "simulator.json")) and sound else 1
     sound = measure_rows(ROWS, rounds, seed)
-    return 0 if recovery.run(RESULTS / "recovery.json", quick=False) and sound else 1
+    sound = recovery.run(RESULTS / "recovery.json", quick=False) and sound
+    return 0 if simulator.run(RESULTS / "simulator.json") and sound else 1
 
 
 def measure_rows(

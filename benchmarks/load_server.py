@@ -11,8 +11,9 @@ Who asks for a WebSocket gets one (RFC 6455), on which each text frame asks for 
 Responses API; of its frames only what one client sends is understood.
 
 Paced streams take their turns on a ring, in the order of their phases: no heap, no timer a stream.
-A stream whose socket is full misses no token: what it could not take is kept, with its stamps, so
-that a client that is late sees how late.
+Answers that end, each begun when it is asked for, are on a heap by their next token. A stream whose
+socket is full misses no token: what it could not take is kept, with its stamps, so that a client
+that is late sees how late.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import base64
 import ctypes
 import gc
 import hashlib
+import heapq
 import os
 import random
 import re
@@ -76,6 +78,11 @@ def http_chunk(data: bytes) -> bytes:
 # `%%`: the stamps are filled in later, and are as long as what stands for them here.
 TOKEN = http_chunk(CHUNK % (STAMPS % (0, 0), b"null")).replace(STAMPS % (0, 0), STAMPS)
 FINISH = http_chunk(CHUNK % (b"", b'"stop"')) + http_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+USAGE = (
+    b'data: {"id":"chatcmpl-BdJ8xKq2vTnUe5WfRz3yLm0aHs7Gc","object":"chat.completion.chunk",'
+    b'"created":1764000000,"model":"gpt-4o-mini-2024-07-18","choices":[],'
+    b'"usage":{"prompt_tokens":100,"completion_tokens":%d,"total_tokens":%d}}\n\n'
+)
 AUTH_ERROR = (
     http_chunk(
         b'data: {"error":{"message":"Authentication Error, key expired","type":"auth_error",'
@@ -119,6 +126,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             none but the `first`.
         first: Tokens sent at once, in one write, when the stream is asked for.
         finish: Whether the answer ends with those.
+        tokens: In place of streams without end: each request gets an answer of so many tokens of
+            its own at once, the first when the request has been read, the last with the finish.
         per_write: Tokens a write.
         in_step: All streams have their tokens at the same instant; else phases are spread.
         tick: Seconds of the shortest sleep: what is due meanwhile is written together.
@@ -131,6 +140,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     interval: float | None = None
     first: int = 0
     finish: bool = False
+    tokens: int = 0
     per_write: int = 1
     in_step: bool = False
     tick: float = TICK
@@ -151,12 +161,28 @@ class Counts(msgspec.Struct):
     streams: int = 0
     tokens: int = 0
     left_out: int = 0
+    answers: int = 0
+    answering: int = 0
+    """From reading the request to writing the last token, nanoseconds of all answers together."""
+
+
+class Lateness(msgspec.Struct):
+    """How late tokens of answers were written, in milliseconds, since it was last asked for."""
+
+    samples: int
+    p99: float
+    max: float
+
+
+LATENESS_STEP_NS = 10_000
+LATENESS_STEPS = 10_000
+"""Ten microseconds to a tenth of a second; what is later counts as that."""
 
 
 class _Connection:
     __slots__ = (
-        "events", "fd", "handshaking", "kept", "open", "phase", "received", "send", "sock",
-        "token", "websocket",
+        "asked", "events", "fd", "handshaking", "kept", "left", "open", "phase", "received",
+        "send", "sock", "token", "websocket",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, *, handshaking: bool) -> None:
@@ -171,6 +197,8 @@ class _Connection:
         self.open = True
         self.websocket = False
         self.token = TOKEN
+        self.asked = 0  # When its request was read.
+        self.left = 0  # Tokens of its answer.
 
 
 class Server:
@@ -199,6 +227,12 @@ class Server:
         self._phases = random.Random(plan.seed)
         self._unstamped = b"".join(TOKEN % (number, 0) for number in range(plan.per_write))
         self._first = plan.first
+        self._answers: list[tuple[int, int, _Connection]] = []  # By when the next token is due.
+        self._answer_end = http_chunk(CHUNK % (b"", b'"stop"')) + http_chunk(
+            USAGE % (plan.tokens, 100 + plan.tokens)
+        )
+        self._answer_end += http_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+        self._lateness = [0] * LATENESS_STEPS
         self._ended = False
 
     @property
@@ -211,7 +245,10 @@ class Server:
         """Serve until the standard input ends."""
         epoll = (self._epoll.fileno(),)
         while not self._ended:
-            wait = self._write_what_is_due() if self._ring else IDLE_SECONDS
+            if self._answers:
+                wait = self._write_answers()
+            else:
+                wait = self._write_what_is_due() if self._ring else IDLE_SECONDS
             # Not the epoll's own time-out, which is in milliseconds.
             if wait <= 0 or select.select(epoll, (), (), wait)[0]:
                 for fd, mask in self._epoll.poll(0):
@@ -239,6 +276,32 @@ class Server:
             if self._position == len(ring):
                 self._position = 0
                 self._lap_began += self._interval
+        return 0
+
+    def _write_answers(self) -> float:
+        """Likewise, of answers that end."""
+        answers, lateness, counts = self._answers, self._lateness, self._counts
+        for _ in range(WRITES_BETWEEN_LOOKS):
+            if not answers:
+                return 0
+            due, number, connection = answers[0]
+            now = perf_counter_ns()
+            if now < due:
+                return max((due - now) / 1e9, self._plan.tick)
+            if not connection.open:
+                heapq.heappop(answers)
+                continue
+            counts.tokens += 1
+            lateness[min((now - due) // LATENESS_STEP_NS, LATENESS_STEPS - 1)] += 1
+            connection.left -= 1
+            if connection.left:
+                heapq.heapreplace(answers, (due + self._interval, number, connection))
+                self._write(connection, connection.token % (due, now))
+            else:
+                heapq.heappop(answers)
+                counts.answers += 1
+                counts.answering += now - connection.asked
+                self._write(connection, connection.token % (due, now) + self._answer_end)
         return 0
 
     def _write(self, connection: _Connection, data: bytes) -> None:
@@ -387,10 +450,18 @@ class Server:
         websocket_key = WEBSOCKET_KEY.search(head)
         if websocket_key is not None:
             self._upgrade(connection, websocket_key[1])
+        elif plan.tokens:
+            self._begin_answer(connection)
         elif plan.finish:
             self._write(connection, self._begun(connection, HEAD) + FINISH)
         else:
             self._stream(connection, HEAD)
+
+    def _begin_answer(self, connection: _Connection) -> None:
+        connection.asked = perf_counter_ns()
+        connection.left = self._plan.tokens
+        heapq.heappush(self._answers, (connection.asked, self._counts.requests, connection))
+        self._write(connection, HEAD)
 
     def _begun(self, connection: _Connection, head: bytes) -> bytes:
         data = head + b"".join(self._token(connection, number) for number in range(self._first))
@@ -452,6 +523,9 @@ class Server:
             match line.split():
                 case ["mark"]:
                     pass
+                case ["lateness"]:
+                    print(msgspec.json.encode(self._take_lateness()).decode(), flush=True)
+                    continue
                 case ["rotate", key]:
                     # The streams that ran under the old key end as LiteLLM ends them. An answer
                     # under the new one is a token longer: the one by which a replay goes on.
@@ -466,6 +540,18 @@ class Server:
             self._counts.streams = len(self._streams)
             self._counts.cpu, self._counts.now = time.process_time_ns(), perf_counter_ns()
             print(msgspec.json.encode(self._counts).decode(), flush=True)
+
+    def _take_lateness(self) -> Lateness:
+        steps, self._lateness = self._lateness, [0] * LATENESS_STEPS
+        samples = sum(steps)
+        seen, p99, last = 0, 0, 0
+        for step, count in enumerate(steps, start=1):
+            if count:
+                last = step
+                if seen < samples * 0.99:
+                    p99 = step
+                seen += count
+        return Lateness(samples, p99 * LATENESS_STEP_NS / 1e6, last * LATENESS_STEP_NS / 1e6)
 
 
 def main() -> None:

@@ -86,7 +86,12 @@ class Pair:
     def mark(self, word: str = "mark") -> Moment:
         """What both did so far; `word` is told to the client."""
         counts = self._server.ask("mark", Counts)
-        return Moment(self._client.ask(word, Mark), counts, _busy_seconds(CLIENT_CORE))
+        return Moment(self._client.ask(word, Mark), counts, busy_seconds(CLIENT_CORE))
+
+    @property
+    def server(self) -> Process:
+        """To ask it for more."""
+        return self._server
 
     @property
     def client_pid(self) -> int:
@@ -123,7 +128,7 @@ def start(plan: Plan, load: Load, authority: str | None = None) -> Generator[Pai
         server.end()
 
 
-def _busy_seconds(core: int) -> float:
+def busy_seconds(core: int) -> float:
     """What a core has done since the machine started, whoever it was for."""
     with open("/proc/stat", encoding="ascii") as stat:
         for line in stat:

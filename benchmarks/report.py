@@ -147,7 +147,7 @@ def to_markdown(
             for layer in ORDER
             if any(layer in found for found in shares.values())
         ]
-        parts += [*_table(["", *(PEERS[peer].label for peer in shares)], lines), ""]
+        parts += [*table(["", *(PEERS[peer].label for peer in shares)], lines), ""]
     parts += [
         f"Measured on {about['processor']}, {about['cores']} cores, {about['system']}, "
         f"{about['python']}; "
@@ -187,7 +187,7 @@ def _figures(row: Row, rounds: Rounds) -> list[str]:
         for name, get, show in COLUMNS:
             columns.setdefault(name, []).append(show(rounds.median(case, get)))
     kept = {head: cells for head, cells in columns.items() if any(cells)}
-    return _table(list(kept), list(zip(*kept.values(), strict=True)))
+    return table(list(kept), list(zip(*kept.values(), strict=True)))
 
 
 def _verdicts(judged: Iterable[Judged]) -> list[str]:
@@ -204,8 +204,8 @@ def _verdicts(judged: Iterable[Judged]) -> list[str]:
         lines.append([describe(one.bound), seen, one.verdict, instead])
     heads = ["bound", "seen, 95 % interval", "verdict", "held to instead"]
     if not any(line[-1] for line in lines):
-        return _table(heads[:-1], [line[:-1] for line in lines])
-    return _table(heads, lines)
+        return table(heads[:-1], [line[:-1] for line in lines])
+    return table(heads, lines)
 
 
 def describe(bound: Bound) -> str:
@@ -229,7 +229,8 @@ def _named(case: Case, other: Case | None) -> str:
     return f"{PEERS[case.peer].label}, {case.pace.streams:,} streams"
 
 
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown, line by line."""
     widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
 
     def row(cells: Sequence[str]) -> str:

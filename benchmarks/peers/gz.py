@@ -19,6 +19,14 @@ from .wire import KEY, MODEL, NEW_KEY, body
 
 REFRESH_SECONDS = 300
 
+TURNS = 10
+TOKENS = 50
+SPREAD_SECONDS = 2.0
+"""Of users who talk: between the first one and the last."""
+
+PROMPT = "word " * 99 + "word"
+"""As long as what the simulator makes up."""
+
 
 @asynccontextmanager
 async def _gateway(load: Load) -> AsyncGenerator[gz_trio.Gateway]:
@@ -86,6 +94,34 @@ async def requests(load: Load, tally: Tally) -> None:
             async with gateway.stream(body(0)) as reply:
                 await _read(load, tally, reply)
             tally.requests += 1
+
+
+async def conversations(load: Load, tally: Tally) -> None:
+    """What the simulator's users do: one request after another, each with the talk so far.
+
+    Nothing is measured: this is what the transport costs by itself.
+    """
+
+    async def talk(number: int) -> None:
+        await trio.sleep(number / load.streams * SPREAD_SECONDS)
+        while True:
+            messages: list[dict[str, object]] = []
+            for _ in range(TURNS):
+                messages.append({"role": "user", "content": PROMPT})
+                turn: dict[str, object] = {
+                    "model": MODEL,
+                    "messages": list(messages),
+                    "max_tokens": TOKENS,
+                    "stream_options": {"include_usage": True},
+                }
+                async with gateway.stream(turn) as reply:
+                    await reply.drain(tally.count)
+                messages.append(reply.message)
+                tally.requests += 1
+
+    async with _gateway(load) as gateway, trio.open_nursery() as nursery:
+        for number in range(load.streams):
+            nursery.start_soon(talk, number)
 
 
 async def refreshed(load: Load, tally: Tally) -> None:

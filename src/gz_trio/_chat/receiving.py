@@ -185,6 +185,8 @@ class Receiver:
             # It is cancelled, and has nothing to clean up that takes long.
             with trio.CancelScope(shield=True):
                 await self._gone.wait()
+        self.taking.part()
+        self._recovering.part()
         if cancel_path is not None and self._recovering.key is not None:
             await self._cancel_on_the_server(cancel_path, self._recovering.key)
 

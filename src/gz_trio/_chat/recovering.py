@@ -65,6 +65,10 @@ class Recovering:
         """The key of the last attempt, if there was one."""
         return self._key
 
+    def part(self) -> None:
+        """The reply's block has been left: nothing is announced any more; see `Taking.part`."""
+        self._announce = _to_nobody
+
     async def next_key(self) -> Key:
         """The key of the next attempt: a new one, if the last one was rejected.
 
@@ -173,3 +177,6 @@ class Recovering:
     async def after(self, failure: GatewayError) -> None:  # noqa: ASYNC910 - where it waits
         """`decide` and `carry_out` at once."""
         await self.carry_out(self.decide(failure))
+
+
+def _to_nobody(_event: Paused | RateLimited) -> None: ...

@@ -96,7 +96,7 @@ class Taking:
         self._timeouts = timeouts
         self._buffer = buffer
         self._telemetry = telemetry
-        self._owner = owner
+        self._owner: Owner | None = owner
         self._clock = trio.lowlevel.current_clock()
         self._arrived_ns = 0
         self._paused_at: float | None = None
@@ -166,7 +166,15 @@ class Taking:
 
     def stopped(self, error: BaseException | None) -> None:
         """The answer is over; see `BodyConsumer`."""
-        self._owner.answer_stopped(error)
+        if self._owner is not None:
+            self._owner.answer_stopped(error)
+
+    def part(self) -> None:
+        """The reply's block has been left: the owner is told nothing any more.
+
+        It keeps this; kept by it in turn, only the garbage collector could take the two.
+        """
+        self._owner = None
 
     # What came
 
@@ -201,7 +209,8 @@ class Taking:
 
     def _is_full(self) -> bool:
         self._full_since = self._clock.current_time()
-        self._buffer.on_room = self._owner.reader_has_room
+        if self._owner is not None:
+            self._buffer.on_room = self._owner.reader_has_room
         return True
 
     def _is_done(self) -> bool:

@@ -36,7 +36,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 class Conversation(msgspec.Struct, frozen=True):
     """The turns of one session, in order."""
 
-    turns: tuple[Turn, ...]
+    turns: Sequence[Turn]
 
 
 class Conversations(Protocol):

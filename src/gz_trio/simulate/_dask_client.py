@@ -153,7 +153,13 @@ async def _open_client(scheduler: str | None, shards: int) -> AsyncGenerator[Cli
         cluster: LocalCluster | str
         if scheduler is None:
             # The workers' cores are for the load.
-            dask.config.set({"distributed.worker.profile.enabled": False})
+            dask.config.set(
+                {
+                    "distributed.worker.profile.enabled": False,
+                    "distributed.admin.tick.interval": "1s",
+                    "distributed.admin.system-monitor.interval": "5s",
+                }
+            )
             try:
                 cluster = await stack.enter_async_context(
                     LocalCluster(

@@ -1,8 +1,8 @@
 """Histograms of durations: counted by the microsecond, kept by HdrHistogram, merged, never sampled.
 
 A process counts what it sees in plain counters, which is cheap for each value, and once a second
-makes histograms of them in HdrHistogram's own encoding. Percentiles come from merged histograms
-alone.
+tells them, rounded: making histograms of them takes milliseconds, in which every token would be
+late, so that is left to who merges them. Percentiles come from merged histograms alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ from hdrh.histogram import HdrHistogram
 
 LEAST_US, MOST_US, DIGITS = 1, 3_600_000_000, 3
 """A microsecond to an hour, to three significant digits."""
+
+EXACT_US = 2048
+"""Below it, HdrHistogram tells each microsecond from the next; above, as many in each octave."""
+
+Counts = dict[int, int]
+"""How often there was each value, in microseconds, rounded as HdrHistogram rounds."""
 
 
 class Percentiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,20 +80,23 @@ class Samples:
             counter = self._counters[figure] = Counter()
         return counter
 
-    def take(self) -> dict[str, bytes]:
-        """All that was counted, each figure's as an encoded histogram; and forget it."""
-        encoded: dict[str, bytes] = {}
+    def take(self) -> dict[str, Counts]:
+        """All that was counted, by figure; and forget it."""
+        taken: dict[str, Counts] = {}
         for figure, counter in self._counters.items():
-            histogram = _empty()
+            counts = taken[figure] = {}
             for value, count in counter.items():
                 if value > MOST_US:
                     self.out_of_range[figure] += count
                     continue
                 # A request may be sent microseconds before its time: that is on time.
-                histogram.record_value(max(value, 0), count)
-            encoded[figure] = histogram.encode()
+                place = max(value, 0)
+                if place >= EXACT_US:
+                    shift = place.bit_length() - EXACT_US.bit_length() + 1
+                    place = place >> shift << shift
+                counts[place] = counts.get(place, 0) + count
         self._counters.clear()
-        return encoded
+        return taken
 
 
 class Histograms:
@@ -101,12 +110,14 @@ class Histograms:
         self._histograms: dict[str, HdrHistogram] = {}
         self.out_of_range: Counter[str] = Counter()
 
-    def merge(self, encoded: Mapping[str, bytes], out_of_range: Mapping[str, int]) -> None:
+    def merge(self, taken: Mapping[str, Counts], out_of_range: Mapping[str, int]) -> None:
         """Add what a process saw; see `Samples.take`."""
-        for figure, data in encoded.items():
+        for figure, counts in taken.items():
             if figure not in self._histograms:
                 self._histograms[figure] = _empty()
-            self._histograms[figure].decode_and_add(data)
+            histogram = self._histograms[figure]
+            for value, count in counts.items():
+                histogram.record_value(value, count)
         self.out_of_range.update(out_of_range)
 
     def figures(self) -> list[str]:

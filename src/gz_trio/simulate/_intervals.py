@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from ._histograms import Counts
 from ._records import RequestRecord
 
 
@@ -37,8 +38,8 @@ class Interval(msgspec.Struct, kw_only=True, omit_defaults=True):
     shard: int
     number: int
     second: int
-    histograms: dict[str, bytes] = {}
-    outside: dict[str, bytes] = {}
+    histograms: dict[str, Counts] = {}
+    outside: dict[str, Counts] = {}
     out_of_range: dict[str, int] = {}
     tokens: int = 0
     tokens_in_window: int = 0

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
+from typing import overload
 
 from ._conversations import Conversation, Turn
 from ._workload import Workload
@@ -55,7 +57,7 @@ class MadeUp:
         workload: Its `seed`, `turns`, `input_lengths` and `output_lengths` count.
 
     >>> MadeUp(Workload(users=1, input_tokens=4)).conversation(7).turns[0].messages
-    ({'role': 'user', 'content': '7 man family out'},)
+    ({'role': 'user', 'content': '7 found wind he'},)
     """
 
     workload: Workload
@@ -66,21 +68,42 @@ class MadeUp:
 
     def conversation(self, number: int) -> Conversation:
         """See `Conversations`."""
-        dice = dice_of(self.workload, number)
-        return Conversation(tuple(self._turn(number, dice) for _ in range(self.workload.turns)))
+        return Conversation(_MadeUpTurns(self.workload, number))
 
-    def _turn(self, number: int, dice: random.Random) -> Turn:
+
+@dataclass(frozen=True, slots=True)
+class _MadeUpTurns(Sequence[Turn]):
+    """The turns of a session, each made when it is asked for: very many sessions go on at once."""
+
+    workload: Workload
+    number: int
+
+    def __len__(self) -> int:
+        return self.workload.turns
+
+    @overload
+    def __getitem__(self, place: int) -> Turn: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Turn]: ...
+
+    def __getitem__(self, place: int | slice) -> Turn | Sequence[Turn]:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        dice = dice_of(self.workload, self.number, place)
         tokens = self.workload.input_lengths.draw_count(dice)
         return Turn(
-            messages=(user_message(made_up_text(number, tokens, dice)),),
+            messages=(user_message(made_up_text(self.number, tokens, dice)),),
             input_tokens=tokens,
             output_tokens=self.workload.output_lengths.draw_count(dice),
         )
 
 
-def dice_of(workload: Workload, number: int) -> random.Random:
-    """What is random in one session: of the same seed and number always the same."""
-    return random.Random(f"{workload.seed}.{number}")
+def dice_of(workload: Workload, number: int, turn: int = 0) -> random.Random:
+    """What is random in a turn: of the same seed, session and turn always the same."""
+    return random.Random(f"{workload.seed}.{number}.{turn}")
 
 
 def user_message(text: str) -> dict[str, object]:

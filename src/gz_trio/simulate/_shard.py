@@ -111,8 +111,8 @@ class Shard:
             return
         before = perf_counter_ns()
         turn = self._conversations.conversation(0).turns[0]
-        tokens = turn.output_tokens or self._workload.output_lengths.draw_count(random.Random(0))
-        body = self._body(self._models[0], list(turn.messages), tokens)
+        asked, _, _ = self._draw(0, 0, turn)
+        body = self._body(self._models[0], list(turn.messages), asked)
         try:
             async with self._groups[0].gateway.stream(body, retry=TRY_OUT) as reply:
                 await reply.drain(_nothing)
@@ -173,8 +173,8 @@ class Shard:
 
     async def _user(self, user: int) -> None:
         """One user of a closed loop, session after session."""
-        dice = self._dice("user", user * self._shards + self._number)
-        intended = self._began + int(dice.random() * (self._spread or 0.0) * SECOND)
+        share = self._dice("user", user * self._shards + self._number).random()
+        intended = self._began + int(share * (self._spread or 0.0) * SECOND)
         group = self._group_of(user)
         while intended < self._window_ends:
             session = self._next_session()
@@ -239,12 +239,12 @@ class Shard:
 
     async def _session(self, session: int, group: int, intended: int) -> int | None:
         """One session; gives when its user would begin the next one, `None` for never."""
-        dice = self._dice("session", session)
-        model = dice.choices(self._models, self._weights)[0]
+        model = self._dice("session", session).choices(self._models, self._weights)[0]
+        think = 0
         messages: list[dict[str, object]] = []
         for number, turn in enumerate(self._conversations.conversation(session).turns):
             if number:
-                intended += self._think(dice) if turn.delay is None else turn.delay
+                intended += think if turn.delay is None else turn.delay
             if turn.due is not None:
                 intended = max(intended, self._began + turn.due)
             if intended >= self._window_ends or self._requests_are_used_up:
@@ -254,20 +254,33 @@ class Shard:
                 self._arrivals.cancel()
             await self._timer.sleep_until(intended)
             messages = [*([] if turn.whole else messages), *turn.messages]
+            asked, leave_after, think = self._draw(session, number, turn)
             record, answer = await self._request(
-                session, number, turn, group, model, messages, intended, dice
+                session, number, group, model, messages, intended, asked, leave_after
             )
             intended = self._began + record.ended
             if record.outcome in ("error", "timeout"):
-                return intended + max(AFTER_AN_ERROR, self._think(dice))
+                return intended + max(AFTER_AN_ERROR, think)
             recorded = turn.answer if self._workload.history == "recorded" else None
             messages.append(
                 answer if recorded is None else {"role": "assistant", "content": recorded}
             )
-        return intended + self._think(dice)
+        return intended + think
 
-    def _think(self, dice: random.Random) -> int:
-        return int(self._workload.think_times.draw(dice) * SECOND)
+    def _draw(self, session: int, number: int, turn: Turn) -> tuple[int, int, int]:
+        """What is random in a turn.
+
+        All at once: dice take as much memory as the rest of a user, and users wait.
+
+        Returns:
+            How many tokens are asked for; after how many the user leaves, 0: not before the end;
+            and the think time after it, in nanoseconds.
+        """
+        dice = self._dice("turn", session, number)
+        asked = turn.output_tokens or self._workload.output_lengths.draw_count(dice)
+        leaves = self._workload.cancelled > 0 and dice.random() < self._workload.cancelled
+        think = int(self._workload.think_times.draw(dice) * SECOND)
+        return asked, dice.randint(1, asked) if leaves else 0, think
 
     def _body(
         self, model: str, messages: list[dict[str, object]], tokens: int
@@ -286,20 +299,16 @@ class Shard:
         self,
         session: int,
         number: int,
-        turn: Turn,
         group: int,
         model: str,
         messages: list[dict[str, object]],
         intended: int,
-        dice: random.Random,
+        asked: int,
+        leave_after: int,
     ) -> tuple[RequestRecord, dict[str, object]]:
         """Send a request, and receive the reply; gives what is kept of it, and the answer."""
-        asked = turn.output_tokens or self._workload.output_lengths.draw_count(dice)
         body = self._body(model, messages, asked)
-        leaves = self._workload.cancelled > 0 and dice.random() < self._workload.cancelled
-        running = Running(
-            dice.randint(1, asked) if leaves else 0, keep_unsaid=self._count_tokens is not None
-        )
+        running = Running(leave_after, keep_unsaid=self._count_tokens is not None)
         self._active[running] = None
         reply: Reply | None = None
         ended: BaseException | None = None

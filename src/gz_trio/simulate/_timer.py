@@ -45,9 +45,12 @@ class Timer:
         self._earlier = trio.Event()
 
     async def sleep_until(self, instant: int) -> None:
-        """Wait until this instant, in nanoseconds. A checkpoint, even if it has passed."""
+        """Wait until this instant, in nanoseconds.
+
+        If it has passed, only a cancellation is looked for: who is late is not made later.
+        """
         if instant <= perf_counter_ns():
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             return
         event = trio.Event()
         heapq.heappush(self._heap, (instant, next(self._numbers), event))
