@@ -256,6 +256,7 @@ BASE_URL = ["--base-url", "http://127.0.0.1:9/v1"]
         (options("--fake-faults", "explode"), "fault 'explode': there is no 'explode'"),
         (options(*BASE_URL, "--users", "1"), "no key for http://127.0.0.1:9/v1: put one into GZ_"),
         (no_keys, "keys is empty: it should hold a line for each group of sessions"),
+        (options("--scheduler", "tcp://10.0.0.1:1"), "the fake gateway can be reached on this one"),
         (options("--keys", "k"), "the fake gateway needs no keys: give --base-url"),
         (options("--find-capacity", "--users", "3"), "--find-capacity sets the rate"),
         (options("--find-capacity", "--repeat", "2"), "--find-capacity is for one workload, once"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
@@ -29,6 +30,7 @@ from .simulate_screen import Screen, line_of, summary
 
 LINE_SECONDS = 5.0
 PIPE_COLUMNS = 200
+LOOPBACK = re.compile(r"^(\w+://)?(127\.|localhost\b|\[::1\])")
 
 STORM: Mapping[str, object] = {
     "users": 50,
@@ -300,6 +302,19 @@ def target_of(
         f"no key for {base_url}: put one into GZ_API_KEY or OPENAI_API_KEY, or an identity token "
         f"for its /auth into {IDENTITY_TOKEN}, or give --keys or --identity-tokens"
     )
+
+
+def check_reach(target: Target | None, scheduler: str | None) -> None:
+    """See that the workers of a scheduler can reach what they are to try.
+
+    Raises:
+        UsageError: It is the fake gateway, on this machine, and they may be on others.
+    """
+    if target is None and scheduler is not None and not LOOPBACK.search(scheduler):
+        raise UsageError(
+            f"the workers of {scheduler} may be on other machines, and the fake gateway can be "
+            "reached on this one alone: give --base-url"
+        )
 
 
 def _secrets(path: Path) -> tuple[str, ...]:

@@ -70,8 +70,10 @@ def run_simulation(
     """
     given = options.given()
     workloads = command.workloads_of(files, given, find_capacity=find_capacity)
+    target = command.target_of(workloads, os.environ, keys, identity_tokens)
+    command.check_reach(target, scheduler)
     simulation = command.Simulation(
-        command.target_of(workloads, os.environ, keys, identity_tokens),
+        target,
         processes=processes,
         scheduler=scheduler,
         parquet=parquet,

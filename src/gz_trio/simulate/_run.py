@@ -6,12 +6,12 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import perf_counter_ns
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import trio
 
 from .._background import Background
-from ._child import open_child
+from ._child import Child, open_child
 from ._errors import TargetError
 from ._fake import Fake, FakePlan, open_fake_gateway
 from ._intervals import Interval
@@ -128,32 +128,6 @@ def target_of(
     )
 
 
-class ShardProcess(Protocol):
-    """A shard in a process of its own, here or elsewhere; see `_child.Child`."""
-
-    clock_error_ms: float
-
-    async def ready(self) -> object:
-        """Wait until it is signed in."""
-        ...
-
-    async def start(self, instant: int) -> None:
-        """Begin the load at this instant of the caller's `time.perf_counter_ns`."""
-        ...
-
-    async def stop(self) -> None:
-        """End the load before its time."""
-        ...
-
-    async def interval(self) -> Interval | None:
-        """What it tells next; `None` if it has died."""
-        ...
-
-    async def last_words(self) -> str:
-        """Why it has died."""
-        ...
-
-
 async def run_in_processes(
     workload: Workload,
     target: Target | None,
@@ -185,7 +159,7 @@ async def run_in_processes(
             Plan(workload=workload.settings, target=where, number=number, shards=processes)
             for number in range(processes)
         ]
-        shards: Sequence[ShardProcess]
+        shards: Sequence[Child]
         if processes == 1 and scheduler is None:
             shards = [await stack.enter_async_context(open_child(plans[0]))]
         else:
@@ -200,7 +174,7 @@ async def run_in_processes(
             await fake.begin(began)
         await _all(shards, lambda shard: shard.start(began))
 
-        async def read(number: int, shard: ShardProcess) -> None:
+        async def read(number: int, shard: Child) -> None:
             while True:
                 with trio.move_on_after(SILENCE_SECONDS) as patience:
                     interval = await shard.interval()
@@ -240,13 +214,13 @@ async def _all(items: Sequence[T], do: Callable[[T], Awaitable[object]]) -> None
             for item in items:
                 nursery.start_soon(one, item)
     except* TargetError as group:
-        raise first_of(group) from None
+        raise _first_of(group) from None
 
 
-def first_of(group: BaseExceptionGroup[TargetError]) -> TargetError:
+def _first_of(group: BaseExceptionGroup[TargetError]) -> TargetError:
     """Any of them: one says as much as all."""
     error = group.exceptions[0]
-    return first_of(error) if isinstance(error, BaseExceptionGroup) else error
+    return _first_of(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 async def _rotations(workload: Workload, fake: Fake | None) -> list[float]:
