@@ -1,8 +1,8 @@
-"""A reply that is complete leaves nothing for the garbage collector, whose pauses make others late."""
+"""A complete reply leaves nothing for the garbage collector, whose pauses make others late."""
 
 import gc
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 
 import pytest
 
@@ -29,8 +29,8 @@ def garbage() -> Generator[Counter[str]]:
 
 def collect(found: Counter[str]) -> Counter[str]:
     gc.collect()
-    kinds = [type(each) for each in gc.garbage]
-    found.update(kind.__name__ for kind in kinds if kind.__module__.startswith(OURS))
+    kinds = Counter(f"{type(each).__module__}.{type(each).__name__}" for each in gc.garbage)
+    found.update({kind: count for kind, count in kinds.items() if kind.startswith(OURS)})
     return found
 
 
@@ -47,9 +47,8 @@ async def iterated(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize("read", [drained, iterated])
 async def test_a_reply_that_was_read_to_its_end_leaves_no_cycles(
-    read: object, garbage: Counter[str]
+    read: Callable[[Gateway], Awaitable[None]], garbage: Counter[str]
 ) -> None:
-    assert callable(read)
     fake = FakeGateway()
     async with fake.listen() as base_url, open_gateway(base_url, fake.key) as gateway:
         await read(gateway)  # What is made once is no garbage yet.
