@@ -138,7 +138,8 @@ def lower_limit(good: int, intended: int) -> float:
     share = good / intended
     middle = share + Z**2 / (2 * intended)
     half = Z * math.sqrt(share * (1 - share) / intended + (Z / (2 * intended)) ** 2)
-    return max(0.0, (middle - half) / (1 + Z**2 / intended))
+    # It is never above the share, but where both are 0 or 1, a rounding error may be.
+    return max(0.0, min(share, (middle - half) / (1 + Z**2 / intended)))
 
 
 class CapacitySearch:
