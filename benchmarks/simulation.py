@@ -65,7 +65,7 @@ class Simulation:
             for pid in self.processes():
                 with suppress(OSError, ValueError):
                     self.peaks[pid] = max(peak_mib(pid), self.peaks.get(pid, 0.0))
-            time.sleep(LOOK_SECONDS)
+            time.sleep(LOOK_SECONDS)  # Looking costs CPU.
         if self._process.returncode:
             raise SimulationFailed(f"exit code {self._process.returncode}: {self._last_words()}")
         return Result.read(self._folder)

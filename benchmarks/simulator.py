@@ -216,7 +216,7 @@ def until_requests(server: Process, count: int) -> None:
     while server.ask("mark", Counts).requests < count:
         if time.monotonic() > deadline:
             raise SimulationFailed(f"fewer than {count} requests after {PATIENCE_SECONDS:g} s")
-        time.sleep(LOOK_SECONDS)
+        time.sleep(LOOK_SECONDS)  # Looking costs CPU.
 
 
 def slope(server: Process, kinds: dict[int, str], seconds: float) -> Slope:
@@ -444,7 +444,7 @@ def _pin_fake_gateway(run: Simulation) -> None:
             if FAKE_GATEWAY in command:
                 pin(pid, SERVER_CORE)
                 return
-        time.sleep(LOOK_SECONDS)
+        time.sleep(LOOK_SECONDS)  # Looking costs CPU.
     raise SimulationFailed("the simulation has started no fake gateway")
 
 

@@ -20,8 +20,9 @@ FOLDER = os.environ.get("GZ_BENCH_SAMPLES")
 
 
 def _watch(folder: str) -> None:
-    from gz_trio import Delta  # noqa: PLC0415
-    from gz_trio.simulate._request import Running  # noqa: PLC0415
+    # Here, because every process of the run imports this file, and few of them need these.
+    from gz_trio import Delta  # noqa: PLC0415 - see above
+    from gz_trio.simulate._request import Running  # noqa: PLC0415 - likewise
 
     take, record = Running.take, Running.record
     delays: dict[Running, array[int]] = {}
@@ -44,10 +45,11 @@ def _watch(folder: str) -> None:
         read, *noted = delays.pop(self, None) or (sent,)
         for delay in noted:
             samples.extend((intended - began, sent - intended + delay, read - sent))
-        return record(self, *arguments, **named)  # type: ignore[arg-type]
+        return record(self, *arguments, **named)  # type: ignore[arg-type]  # passed on as it came
 
-    Running.take = watched_take  # type: ignore[method-assign]
-    Running.record = watched_record  # type: ignore[assignment, method-assign]
+    # In place of hooks, which the product would carry for nobody else.
+    Running.take = watched_take  # type: ignore[method-assign]  # see above
+    Running.record = watched_record  # type: ignore[assignment, method-assign]  # likewise
 
     def write() -> None:
         Path(folder, f"samples-{os.getpid()}").write_bytes(samples.tobytes())

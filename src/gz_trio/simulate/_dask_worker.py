@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import IO
 
-READ_BYTES = 1 << 20
-LAST_LINES = 10
-"""So many of what it wrote to its standard error tell why it has ended."""
+from ._process import why_it_ended
 
+READ_BYTES = 1 << 20
 HEAR_SECONDS = 1.0
 END_SECONDS = 3.0
 FORGOTTEN_SECONDS = 10.0
@@ -131,10 +130,7 @@ class RemoteShard:
             except TimeoutError:
                 _kill(self._process)
             with self._errors as errors:
-                errors.seek(0)
-                lines = errors.read().decode(errors="replace").splitlines()[-LAST_LINES:]
-            code = self._process.returncode
-            self._last_words = "\n".join([f"its exit code is {code}", *lines])
+                self._last_words = why_it_ended(self._process.returncode, errors)
             return self._last_words
 
     def _end_later(self, process: asyncio.subprocess.Process) -> asyncio.TimerHandle:

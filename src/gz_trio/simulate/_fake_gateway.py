@@ -19,7 +19,6 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from heapq import heapify, heappop, heappush
 
 import msgspec
@@ -27,6 +26,7 @@ import trio
 
 from ..testing import FakeGateway, SeenRequest, Stall, add_fault
 from ._fake import ALL_GROUPS, FakeCounts, FakePlan, intended_tokens, token_of
+from ._open_files import allow_all_files
 from ._values import Distribution
 
 _COMPLETIONS = "/v1/chat/completions"
@@ -140,18 +140,8 @@ def _say(what: object) -> None:
     sys.stdout.flush()
 
 
-def _raise_limit_of_open_files() -> None:
-    if sys.platform == "win32":
-        return
-    import resource  # noqa: PLC0415  there is none on Windows
-
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS has less than it says
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 if __name__ == "__main__":
-    _raise_limit_of_open_files()
+    allow_all_files()
     # Looking for garbage among thousands of connections makes every stream late.
     gc.freeze()
     gc.set_threshold(50_000, 50, 50)

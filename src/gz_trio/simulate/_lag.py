@@ -26,11 +26,11 @@ class Lag(trio.abc.Instrument):
         self._cpu = time.process_time_ns()
         self._since = self._looked
 
-    def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002
+    def before_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - Trio gives it
         """See `trio.abc.Instrument`."""
         self._waits.append(perf_counter_ns() - self._looked)
 
-    def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002
+    def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - likewise
         """See `trio.abc.Instrument`."""
         self._looked = perf_counter_ns()
 

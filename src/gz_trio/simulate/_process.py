@@ -19,6 +19,24 @@ LAST_LINES = 10
 """So many of what it wrote to its standard error tell why it has ended."""
 
 
+class LineReader:
+    """The lines that come out of a stream."""
+
+    def __init__(self, stream: trio.abc.ReceiveStream) -> None:
+        self._stream = stream
+        self._read = b""
+
+    async def next(self) -> bytes | None:
+        """The next one; `None` at the end."""
+        while b"\n" not in self._read:
+            data = await self._stream.receive_some(READ_BYTES)
+            if not data:
+                return None
+            self._read += data
+        line, _, self._read = self._read.partition(b"\n")
+        return line
+
+
 class LineProcess:
     """A process that answers lines with lines. Made by `open_line_process`.
 
@@ -31,8 +49,8 @@ class LineProcess:
             raise RuntimeError("a process of lines has pipes")
         self.process = process
         self._stdin, self._stdout = process.stdin, process.stdout
+        self._lines = LineReader(process.stdout)
         self._errors = errors
-        self._read = b""
 
     async def send(self, line: bytes) -> None:
         """Write a line to it. That it has died is told by `line` alone."""
@@ -41,21 +59,13 @@ class LineProcess:
 
     async def line(self) -> bytes | None:
         """The next line that it writes; `None`: it has ended."""
-        while b"\n" not in self._read:
-            data = await self._stdout.receive_some(READ_BYTES)
-            if not data:
-                return None
-            self._read += data
-        line, _, self._read = self._read.partition(b"\n")
-        return line
+        return await self._lines.next()
 
     async def last_words(self) -> str:
         """Why it has ended, when it has."""
         with trio.move_on_after(END_SECONDS):
             await self.process.wait()
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").splitlines()[-LAST_LINES:]
-        return "\n".join([f"its exit code is {self.process.returncode}", *lines])
+        return why_it_ended(self.process.returncode, self._errors)
 
     async def end(self) -> None:
         """End it as it wants to be ended, by the end of its input; or by force."""
@@ -66,6 +76,18 @@ class LineProcess:
                 await self.process.wait()
             self.process.kill()
             await self.process.wait()
+
+
+def why_it_ended(code: int | None, errors: IO[bytes]) -> str:
+    """What is told of a process that has ended.
+
+    Args:
+        code: Its exit code.
+        errors: What it wrote to its standard error.
+    """
+    errors.seek(0)
+    lines = errors.read().decode(errors="replace").splitlines()[-LAST_LINES:]
+    return "\n".join([f"its exit code is {code}", *lines])
 
 
 @asynccontextmanager

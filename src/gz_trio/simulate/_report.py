@@ -69,9 +69,9 @@ def report(result: Result) -> str:
         HTML of some megabytes, most of which is the library that draws the charts.
     """
     # Here, because a simulation without a report need not load them.
-    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
-    from markupsafe import Markup  # noqa: PLC0415
-    from plotly.offline import get_plotlyjs  # noqa: PLC0415
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - see above
+    from markupsafe import Markup  # noqa: PLC0415 - likewise
+    from plotly.offline import get_plotlyjs  # noqa: PLC0415 - likewise
 
     drawn = charts(result)
     template = files("gz_trio.simulate").joinpath("report.html.jinja").read_text(encoding="utf-8")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from contextlib import suppress
 from math import inf
 
 import msgspec
@@ -20,34 +19,17 @@ import trio
 from ._errors import TargetError
 from ._intervals import Interval
 from ._messages import Failed, Message, Plan, Ready, Told
+from ._open_files import allow_all_files
+from ._process import LineReader
 from ._shard import open_shard
 from ._workload import Workload
 
-READ_BYTES = 1 << 16
 FILES_BESIDES = 64
 """What a process has open besides the connections of its users."""
 
 
-class _Lines:
-    """The lines of the standard input."""
-
-    def __init__(self, stream: trio.lowlevel.FdStream) -> None:
-        self._stream = stream
-        self._read = b""
-
-    async def next(self) -> bytes | None:
-        """The next one; `None` at the end."""
-        while b"\n" not in self._read:
-            data = await self._stream.receive_some(READ_BYTES)
-            if not data:
-                return None
-            self._read += data
-        line, _, self._read = self._read.partition(b"\n")
-        return line
-
-
 async def _main() -> None:
-    lines = _Lines(trio.lowlevel.FdStream(os.dup(0)))
+    lines = LineReader(trio.lowlevel.FdStream(os.dup(0)))
     line = await lines.next()
     if line is None:
         return
@@ -66,7 +48,7 @@ async def _main() -> None:
 
 
 async def _listen(
-    lines: _Lines, orders: trio.MemorySendChannel[bytes], everything: trio.CancelScope
+    lines: LineReader, orders: trio.MemorySendChannel[bytes], everything: trio.CancelScope
 ) -> None:
     """Pass on what is wanted, until the end, which ends everything."""
     while (line := await lines.next()) is not None:
@@ -83,7 +65,7 @@ async def _run(
         send.send_nowait(Told(interval))
 
     users = workload.users
-    _raise_file_limit(None if users is None else len(range(plan.number, users, plan.shards)))
+    _allow_files(None if users is None else len(range(plan.number, users, plan.shards)))
     async with open_shard(
         workload, plan.target, tell, number=plan.number, shards=plan.shards
     ) as shard:
@@ -117,24 +99,18 @@ async def _write(
         everything.cancel()  # Nobody reads: whoever began this is gone.
 
 
-def _raise_file_limit(users: int | None) -> None:
+def _allow_files(users: int | None) -> None:
     """Let the process open as many files as the system allows.
 
     Raises:
         ValueError: They are too few for so many users.
     """
-    with suppress(ImportError):
-        import resource  # noqa: PLC0415  there is none on Windows
-
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with suppress(ValueError, OSError):  # macOS has less than it says
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if users is not None and users + FILES_BESIDES > most:
-            raise ValueError(
-                f"{users} users need as many connections, but this process may open {most} files: "
-                "raise the limit (ulimit -Hn), or take fewer users, or more --processes"
-            )
+    most = allow_all_files()
+    if users is not None and most is not None and users + FILES_BESIDES > most:
+        raise ValueError(
+            f"{users} users need as many connections, but this process may open {most} files: "
+            "raise the limit (ulimit -Hn), or take fewer users, or more --processes"
+        )
 
 
 if __name__ == "__main__":
