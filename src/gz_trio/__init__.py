@@ -2,6 +2,7 @@
 
 from ._auth.authenticator import Authenticator, open_authenticator
 from ._auth.command_refresh import CommandRefresh
+from ._auth.httpx_auth import GatewayAuth
 from ._auth.refreshers import GatewayRefresh, OAuthRefresh
 from ._auth.stores import (
     FileKeyStore,
@@ -71,6 +72,7 @@ __all__ = [
     "FileKeyStore",
     "Finished",
     "Gateway",
+    "GatewayAuth",
     "GatewayError",
     "GatewayRefresh",
     "History",

@@ -11,7 +11,7 @@ from contextlib import (
     asynccontextmanager,
 )
 from functools import partial
-from typing import Literal
+from typing import Literal, overload
 
 import httpx
 import trio
@@ -21,8 +21,8 @@ from .._auth.authenticator import Authenticator, Refresh, open_authenticator
 from .._auth.stores import KeyStore, MemoryKeyStore
 from .._background import Background
 from .._protocol.apis import CHAT, RESPONSES, Api, ApiName, api_named
-from .._protocol.keys import KEY_HEADERS, Key
-from .._protocol.resumption import NextRequest, Resumption
+from .._protocol.keys import Key
+from .._protocol.resumption import Resumption
 from .._protocol.settings import ResumePolicy, RetryPolicy, Timeouts
 from .._transport.choosing import open_transport, open_websocket
 from .._transport.interface import Request, Transport
@@ -30,18 +30,15 @@ from .._transport.origin import Origin
 from .buffer import EventBuffer
 from .history import History
 from .history_calls import HistoryCalls
+from .http_client import ClientT, HttpxClients, new_http_client
 from .receiving import Receiver, ReplySettings
 from .remembering import open_remembering
 from .reply import Reply
+from .requests import KeyHeader, Requests
 from .saving import Saver
 from .session import Session, SessionBlock
-from .streaming import ReplyBlock
+from .streaming import BodyReply
 from .telemetry import ReplyTelemetry
-
-KeyHeader = Literal["Authorization", "x-api-key", "api-key"]
-"""The header that carries the key: OpenAI's, Anthropic's, Azure's."""
-
-_OUR_HEADERS = KEY_HEADERS | {"content-type", "accept"}
 
 
 class Gateway:
@@ -49,42 +46,29 @@ class Gateway:
 
     def __init__(
         self,
-        base_url: str,
         authenticator: Authenticator,
         transport: Transport,
         nursery: trio.Nursery,
         *,
-        headers: Mapping[str, str] | None,
-        key_header: KeyHeader,
+        requests: Requests,
         settings: ReplySettings,
         now: Callable[[], float],
     ) -> None:
-        self._base_url = base_url
-        self._origin = str(Origin.of(self._base_url))
+        self._requests = requests
+        self._origin = str(Origin.of(requests.base_url))
         self._authenticator = authenticator
         self._transport = transport
         self._nursery = nursery
-        if key_header.lower() not in KEY_HEADERS:
-            raise ValueError(
-                f"key_header is {key_header!r}, but must be Authorization, x-api-key or api-key"
-            )
-        self._key_header = key_header
-        self._headers = {
-            name: value
-            for name, value in (headers or {}).items()
-            if name.lower() not in _OUR_HEADERS
-        }
-        self._given = {name.lower() for name in self._headers}  # Come before an API's own.
         self._settings = settings
         self._now = now
         # Once for all replies: each of them keeps both.
         self._receive = self._make_reply
-        self._make_request = self._reply_request
+        self._make_request = requests.of_reply
         self._history_calls = HistoryCalls(
             transport,
             authenticator,
             origin=self._origin,
-            make_request=self._request,
+            make_request=requests.of_call,
             retry=settings.retry,
             timeouts=settings.timeouts,
             now=now,
@@ -93,7 +77,7 @@ class Gateway:
         self._history = History(self._history_calls, self._saver)
 
     def __repr__(self) -> str:
-        return f"<Gateway {self._base_url}>"
+        return f"<Gateway {self._requests.base_url}>"
 
     @property
     def resume(self) -> ResumePolicy:
@@ -215,7 +199,7 @@ class Gateway:
         resume: ResumePolicy | None = None,
         timeouts: Timeouts | None = None,
         api: ApiName = "chat",
-    ) -> ReplyBlock:
+    ) -> BodyReply:
         """Send a request to a model and stream the reply; `stream` is set to true.
 
         Leaving the block ends the request. Errors come out of the reply's iteration.
@@ -246,7 +230,61 @@ class Gateway:
         >>> trio.run(main)
         stop
         """
-        return _BodyReply(partial(self._receive, body, retry, resume, timeouts, api=api_named(api)))
+        return BodyReply(partial(self._receive, body, retry, resume, timeouts, api=api_named(api)))
+
+    @overload
+    def http_client(self) -> httpx.AsyncClient: ...
+
+    @overload
+    def http_client(self, module: HttpxClients[ClientT]) -> ClientT: ...
+
+    def http_client(self, module: HttpxClients[object] = httpx) -> object:
+        """A client for other people's code: an SDK, say, that takes one.
+
+        Its base URL is the gateway's, and to that origin alone it sends requests. Each has the
+        authenticator's key, in place of whatever key the caller has put into it; where the gateway
+        rejects it, it is sent again after the one refresh. Streamed answers of chat completions,
+        the Responses API and the Messages API go on over a refresh, a lost connection, a rate
+        limit as those of `stream` do: what is read is one event stream, with nothing lost and
+        nothing doubled. Where the answer to a second request is another one, it ends in an error,
+        even if `ResumePolicy` would have it restart: its reader could not be told.
+
+        Failures are those of httpx: the gateway's answer as a response, with `x-should-retry:
+        false`, which ends the SDKs' own retries; a 401 that says "Please log in again." where no
+        key can be had; `ReadError` and `ReadTimeout`, chained to the `GatewayError`, for an answer
+        that broke or did not come.
+
+        The timeout `read` is how long the gateway may be silent, pauses not counted, and `connect`
+        how long a connection may take; the client has the gateway's `Timeouts` by default. A
+        request's content is read into memory, to be sent again. The client need not be closed; it
+        works until the gateway is.
+
+        Args:
+            module: The client's module: `httpx`, or `httpx2`, which the OpenAI and the Anthropic
+                SDK take.
+
+        >>> import httpx
+        >>> async def main() -> None:
+        ...     fake = FakeGateway(key="sk-2")
+        ...     async with (
+        ...         fake.http_client() as inner,
+        ...         open_authenticator(MemoryKeyStore("sk-1"), fake.refresh) as authenticator,
+        ...         open_gateway(fake.base_url, authenticator, http_client=inner) as gateway,
+        ...     ):
+        ...         response = await gateway.http_client(httpx).get("/models")
+        ...         print(response.status_code, fake.refreshes)
+        >>> trio.run(main)
+        200 1
+        """
+        return new_http_client(
+            module,
+            self._requests,
+            self._transport,
+            self._authenticator,
+            make_reply=self._receive,
+            settings=self._settings,
+            now=self._now,
+        )
 
     def _make_reply(
         self,
@@ -257,8 +295,10 @@ class Gateway:
         *,
         api: Api = CHAT,
         transport: Transport | None = None,
+        make_request: Callable[..., Request] | None = None,
+        on_head: Callable[[int, Mapping[str, str]], None] | None = None,
     ) -> tuple[Receiver, Reply]:
-        """For `ReplyBlock`: a reply, and what receives it. As for `stream`."""
+        """For `ReplyBlock`: a reply, and what receives it. As for `stream`, and `Receiver`."""
         settings = self._settings
         if retry or resume or timeouts:
             settings = ReplySettings(
@@ -279,84 +319,15 @@ class Gateway:
             self._authenticator,
             origin=self._origin,
             model=model,
-            make_request=self._make_request,
+            make_request=make_request or self._make_request,
             resumption=Resumption({**body, "stream": True}, settings.resume, api),
             settings=settings,
             now=self._now,
             buffer=buffer,
             telemetry=ReplyTelemetry(body, self._origin, api),
+            on_head=on_head,
         )
         return receiver, Reply(model, buffer, receiver)
-
-    def _reply_request(
-        self,
-        key: Key,
-        request: NextRequest,
-        *,
-        headers: Mapping[str, str],
-        connect_timeout: float | None,
-    ) -> Request:
-        ours = {
-            name: value
-            for name, value in request.headers.items()
-            if name.lower() not in self._given
-        }
-        return self._request(
-            request.method,
-            request.path,
-            key,
-            content=request.content,
-            accept="text/event-stream",
-            headers={**ours, **headers},
-            connect_timeout=connect_timeout,
-            repeatable=True,
-        )
-
-    def _request(
-        self,
-        method: str,
-        path: str,
-        key: Key,
-        *,
-        content: bytes = b"",
-        accept: str = "application/json",
-        headers: Mapping[str, str] | None = None,
-        connect_timeout: float | None,
-        repeatable: bool = False,
-    ) -> Request:
-        """A request to `path`, which follows the base URL."""
-        bearer = self._key_header.lower() == "authorization"
-        return Request(
-            method,
-            f"{self._base_url}{path}",
-            headers={
-                **self._headers,
-                **({"Content-Type": "application/json"} if content else {}),
-                "Accept": accept,
-                **(headers or {}),
-                self._key_header: f"Bearer {key.value}" if bearer else key.value,
-            },
-            absent=KEY_HEADERS - {self._key_header.lower()},
-            content=content,
-            connect_timeout=connect_timeout,
-            repeatable=repeatable,
-        )
-
-
-class _BodyReply(ReplyBlock):
-    """A reply to a request whose body the caller has given."""
-
-    __slots__ = ("_receive",)
-
-    def __init__(self, receive: Callable[[], tuple[Receiver, Reply]]) -> None:
-        super().__init__()
-        self._receive = receive
-
-    def _make(self) -> tuple[Receiver, Reply]:
-        return self._receive()
-
-    def _completed(self, reply: Reply) -> None:
-        """There is no session to add it to."""
 
 
 @asynccontextmanager
@@ -404,6 +375,7 @@ async def open_gateway(
     """
     async with AsyncExitStack() as stack:
         base_url = _checked_base_url(base_url)
+        requests = Requests(base_url, headers, key_header)
         transport = await stack.enter_async_context(
             open_transport(base_url, http_client, ssl_context)
         )
@@ -411,12 +383,10 @@ async def open_gateway(
             auth = await stack.enter_async_context(open_authenticator(MemoryKeyStore(auth)))
         nursery = await stack.enter_async_context(Background("gateway"))
         yield Gateway(
-            base_url,
             auth,
             transport,
             nursery,
-            headers=headers,
-            key_header=key_header,
+            requests=requests,
             settings=ReplySettings(
                 retry or RetryPolicy(), resume or ResumePolicy(), timeouts or Timeouts()
             ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -80,6 +80,7 @@ class Receiver:
         now: Unix time in seconds.
         buffer: What is filled.
         telemetry: What is told of it.
+        on_head: Told the status and the headers of each answer, names in lower case.
 
     Attributes:
         taking: What takes the answers.
@@ -87,8 +88,8 @@ class Receiver:
     """
 
     __slots__ = (
-        "_connect_timeout", "_crash", "_gone", "_make_request", "_model", "_now",
-        "_nursery", "_origin", "_recovering", "_repeated_before", "_response", "_resumption",
+        "_connect_timeout", "_crash", "_gone", "_make_request", "_model", "_now", "_nursery",
+        "_on_head", "_origin", "_recovering", "_repeated_before", "_response", "_resumption",
         "_scope", "_telemetry", "_transport", "attempts", "taking",
     )  # fmt: skip
 
@@ -106,6 +107,7 @@ class Receiver:
         now: Callable[[], float],
         buffer: EventBuffer,
         telemetry: ReplyTelemetry,
+        on_head: Callable[[int, Mapping[str, str]], None] | None,
     ) -> None:
         self._nursery = nursery
         self._transport = transport
@@ -116,6 +118,7 @@ class Receiver:
         self._resumption = resumption
         self._now = now
         self._telemetry = telemetry
+        self._on_head = on_head
         self._recovering = Recovering(
             authenticator, origin=origin, model=model, policy=settings.retry, announce=self._pause
         )
@@ -212,6 +215,11 @@ class Receiver:
         """What the reader gets, and its cause, where the background task has failed by a bug."""
         return self._crash
 
+    @property
+    def renamed(self) -> Mapping[str, str]:
+        """See `Resumption`."""
+        return self._resumption.renamed
+
     def _crashed(self, bug: Exception) -> GatewayError:
         self._crash = APIConnectionError(
             f"the reply stopped: a background task failed ({type(bug).__name__})", retryable=False
@@ -259,6 +267,8 @@ class Receiver:
         streams = False
         try:
             self._telemetry.responded(response.status)
+            if self._on_head is not None:
+                self._on_head(response.status, response.headers)
             if not 200 <= response.status < 300:
                 raise self._response_error(response, await read_error_body(response))
             content_type = response.headers.get("content-type", "text/event-stream")

@@ -67,7 +67,7 @@ class Recovering:
 
     def part(self) -> None:
         """The reply's block has been left: nothing is announced any more; see `Taking.part`."""
-        self._announce = _to_nobody
+        self._announce = to_nobody
 
     async def next_key(self) -> Key:
         """The key of the next attempt: a new one, if the last one was rejected.
@@ -179,4 +179,5 @@ class Recovering:
         await self.carry_out(self.decide(failure))
 
 
-def _to_nobody(_event: Paused | RateLimited) -> None: ...
+def to_nobody(_event: Paused | RateLimited) -> None:
+    """An `announce` for those who have nobody to tell."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 import trio
@@ -59,3 +60,28 @@ class ReplyBlock(ABC):
             raise crash
         if error.__cause__ is not crash.__cause__:  # He may not have read it.
             error.add_note(f"also, in the background of the reply: {crash.__cause__!r}")
+
+
+class BodyReply(ReplyBlock):
+    """A reply to a request whose body the caller has given.
+
+    Args:
+        receive: Makes the reply, and what receives it.
+    """
+
+    __slots__ = ("_receive",)
+
+    def __init__(self, receive: Callable[[], tuple[Receiver, Reply]]) -> None:
+        super().__init__()
+        self._receive = receive
+
+    @property
+    def renamed(self) -> Mapping[str, str]:
+        """By the ids that the reply's `raw` events tell, those that the server knows instead."""
+        return self._receiver.renamed
+
+    def _make(self) -> tuple[Receiver, Reply]:
+        return self._receive()
+
+    def _completed(self, reply: Reply) -> None:
+        """There is no session to add it to."""

@@ -267,8 +267,8 @@ class Taking:
                 return True
             self._accept()
             if isinstance(item, RawEvent):
-                if self._resumption.is_new(item):
-                    self._buffer.put(item, 0, size)
+                if (event := self._resumption.new_event(item)) is not None:
+                    self._buffer.put(event, 0, size)
                 continue
             self._attempt.tokens += bool(item.text or item.reasoning or item.tool_calls)
             if item.reasoning_details:

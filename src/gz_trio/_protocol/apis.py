@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from . import lenient_json, messages, responses
+from . import lenient_json, messages, relaying, responses
 from .chat import ChatDecoder
 from .cursor import Cursor, EventCursor, SequenceCursor
 from .decoding import Decoder, text_of
 from .messages import MessagesDecoder
+from .relaying import Mark, Retell
 from .responses import ResponsesDecoder
 from .sse import ServerSentEvent
 
@@ -37,6 +38,9 @@ class Api:
         turn_body: The body of a session's next turn, from the model and the whole conversation.
         answer: What a turn adds to the conversation, from the decoder's `output` and the message
             that the deltas make.
+        retell: An event that says what a delta does, from the one that it is a part of.
+        mark: Stands for an event that an answer has once, `None` for others; `None` itself where
+            there are none such. See `relaying`.
         make_cursor: For the place in one answer.
         identified: An event with its id, where the server gives it in another place than SSE has.
         headers: Beside the usual ones, where the caller has not given them.
@@ -47,6 +51,8 @@ class Api:
     make_decoder: Callable[[], Decoder]
     turn_body: Callable[[str, Sequence[Message]], dict[str, object]]
     answer: Callable[[list[dict[str, object]] | None, dict[str, object]], list[dict[str, object]]]
+    retell: Retell
+    mark: Mark | None = None
     make_cursor: Callable[[], Cursor] = EventCursor
     identified: Callable[[ServerSentEvent], ServerSentEvent] | None = None
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -122,7 +128,7 @@ def _with_call_ids(
     ]
 
 
-CHAT = Api("chat", "/chat/completions", ChatDecoder, _chat_body, _chat_answer)
+CHAT = Api("chat", "/chat/completions", ChatDecoder, _chat_body, _chat_answer, relaying.chat_retold)
 
 RESPONSES = Api(
     "responses",
@@ -130,6 +136,8 @@ RESPONSES = Api(
     ResponsesDecoder,
     _responses_body,
     _responses_answer,
+    relaying.responses_retold,
+    relaying.responses_mark,
     make_cursor=SequenceCursor,
     identified=responses.identified,
 )
@@ -140,6 +148,8 @@ MESSAGES = Api(
     MessagesDecoder,
     _messages_body,
     _messages_answer,
+    relaying.messages_retold,
+    relaying.messages_mark,
     headers={"anthropic-version": "2023-06-01"},
 )
 

@@ -199,6 +199,9 @@ class Delivered:
         """
         # Thoughts of a second run do not lead to the text of the first.
         channels = self._channels
+        # What begins a message, a block or an item begins it again; the rest goes on.
+        came = self._raw_events_repeated or {}
+        self._raw_events_repeated = {event: times for event, times in came.items() if event.data}
         self._reasoning_is_over = (0, "reasoning", 0) in channels
         text = channels[_FIRST_TEXT]
         text.rewind(0 if echo else len(self.continuable_text))

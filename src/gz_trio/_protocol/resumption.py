@@ -25,6 +25,7 @@ from .errors import (
     RateLimitError,
 )
 from .events import Delta, RawEvent, Restarted
+from .relaying import Identities, Relaying
 from .resume import Delivered, Diverged
 from .settings import ResumePolicy
 from .sse import ServerSentEvent
@@ -72,7 +73,7 @@ class Resumption:
 
     For each attempt: `next_request`; `begin` with each event until one begins the answer; for that
     event and those behind it `is_repeat`, `decoder` and, for what it decodes, `new_parts` and
-    `is_new`; `passed`.
+    `new_event`; `passed`.
 
     >>> resumption = Resumption({"model": "m", "messages": []}, ResumePolicy())
     >>> request = resumption.next_request()
@@ -97,11 +98,10 @@ class Resumption:
     """
 
     __slots__ = (
-        "_content", "_cursor", "_delivered", "_is_continuation", "_is_kept", "_kept_decoder",
-        "_last_id",
-        "_last_was_repeat", "_policy", "_refused", "_repeated", "_suspected",
-        "_taken_up_after", "_tokens", "_unconfirmed", "api", "begun", "decoder", "open_text",
-        "way",
+        "_began_before", "_content", "_cursor", "_delivered", "_is_continuation", "_is_kept",
+        "_kept_decoder", "_last_id", "_last_was_repeat", "_policy", "_refused", "_relaying",
+        "_repeated", "_suspected", "_taken_up_after", "_tokens", "_unconfirmed", "api", "begun",
+        "decoder", "open_text", "way",
     )  # fmt: skip
 
     def __init__(self, body: Mapping[str, object], policy: ResumePolicy, api: Api = CHAT) -> None:
@@ -113,6 +113,9 @@ class Resumption:
             api is RESPONSES and body.get("background") is True and body.get("store") is not False
         )
         self._delivered = Delivered()
+        # A first answer is handed on as it comes, unless there are events to remember.
+        self._relaying = None if api.mark is None else self._new_relaying()
+        self._began_before = False
         self._cursor: Cursor = api.make_cursor()
         self._refused: tuple[Way, ...] = ()
         self._is_continuation = False
@@ -134,6 +137,15 @@ class Resumption:
         self._last_was_repeat = False
         self._suspected: list[Delta] | None = None
         self._unconfirmed: list[ServerSentEvent] | None = None
+
+    def _new_relaying(self) -> Relaying:
+        identities = Identities() if self.api is RESPONSES else None
+        return Relaying(self.api.retell, self.api.mark, self._delivered.is_new, identities)
+
+    @property
+    def renamed(self) -> Mapping[str, str]:
+        """By the ids that the reader was told in `raw`, those that the server knows instead."""
+        return {} if self._relaying is None else self._relaying.renamed
 
     # What the reader has
 
@@ -329,6 +341,10 @@ class Resumption:
             self._delivered.begin_continuation(echo=self._policy.echo)
         else:
             self._delivered.begin_attempt()
+        if self._began_before:
+            self._relaying = self._relaying or self._new_relaying()
+            self._relaying.begin_again(self._cursor.last_event_id)
+        self._began_before = True
         self._cursor = self.api.make_cursor()
         self._kept_decoder = self.decoder
         self._repeated = None
@@ -403,19 +419,25 @@ class Resumption:
         if self._policy.on_divergence == "restart" and self._delivered.repeating:
             self._repeated = self._repeated or []
             self._repeated.append(delta)
+        repeating = self._delivered.repeating
         try:
             new = self._delivered.new_part(delta)
         except Diverged:
             return self._restarted()
+        if self._relaying is not None:
+            new = self._relaying.part(delta, new, repeating=repeating)
         if new is None:
             return ()
         self._tokens += bool(new.text or new.reasoning)
         held = self._delivered.no_longer_held_back()
         return (*held, new) if held else (new,)
 
-    def is_new(self, event: RawEvent) -> bool:
-        """Whether the reader has not got this event yet."""
-        return self._delivered.is_new(event)
+    def new_event(self, event: RawEvent) -> RawEvent | None:
+        """What the reader gets of it; `None` where he has got it."""
+        mark = None if self.api.mark is None else self.api.mark(event.data)
+        if not self._delivered.is_new(mark or event):
+            return None
+        return event if self._relaying is None else self._relaying.event(event)
 
     def end(self) -> tuple[Delta | Restarted, ...]:
         """The answer is complete; what the reader gets for that.
@@ -442,6 +464,7 @@ class Resumption:
         if self._policy.on_divergence != "restart" or self._delivered.tool_calls:
             raise Diverged
         self._delivered.restart()
+        self._relaying = None if self.api.mark is None else self._new_relaying()
         self._tokens = 0
         repeated, self._repeated = self._repeated or [], None
         return (Restarted(), *(part for delta in repeated for part in self._new_parts(delta)))

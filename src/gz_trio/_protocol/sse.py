@@ -203,3 +203,19 @@ class EventStreamDecoder:
                 "The gateway sent an event that is larger than the limit of "
                 f"{self._max_event_size} bytes: is the base URL that of a chat gateway?"
             )
+
+
+def encode_event(name: str | None, data: bytes) -> bytes:
+    r"""An event as it is written into a stream.
+
+    Without an id or a retry time, and never empty: there are decoders that fail on those.
+
+    Args:
+        name: The event's type; `None` where it has none of its own.
+        data: Not empty, as `ServerSentEvent.data`: the ends of its lines are newlines.
+
+    >>> encode_event("ping", b"{}")
+    b'event: ping\ndata: {}\n\n'
+    """
+    field = b"" if name is None else b"event: %s\n" % name.encode()
+    return b"%sdata: %s\n\n" % (field, data.replace(b"\n", b"\ndata: "))

@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 _TransportT = TypeVar("_TransportT")
 _TransportT_co = TypeVar("_TransportT_co", covariant=True)
 
-_IDEMPOTENT = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"})  # RFC 9110, 9.2.2
+IDEMPOTENT = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"})  # RFC 9110, 9.2.2
 
 _NOTHING: frozenset[str] = frozenset()
 _ACCEPT_ENCODING = frozenset({"accept-encoding"})
@@ -108,11 +108,11 @@ def httpx_transport(
     401
     """
     named = cast("ModuleType", module)
-    return _with_base(_Transport, named.AsyncBaseTransport)(named, ssl_context)
+    return with_base(_Transport, named.AsyncBaseTransport)(named, ssl_context)
 
 
 @cache
-def _with_base(ours: type[_T], theirs: type) -> type[_T]:
+def with_base(ours: type[_T], theirs: type) -> type[_T]:
     """`ours` as a class that is one of theirs too, whose methods do what ours has none for."""
     return cast("type[_T]", type(ours.__name__, (ours, theirs), {}))
 
@@ -127,7 +127,7 @@ class _Transport:
 
     def __init__(self, module: ModuleType, ssl_context: ssl.SSLContext | None) -> None:
         self._module = module
-        self._body_class = _with_base(_Body, module.AsyncByteStream)
+        self._body_class = with_base(_Body, module.AsyncByteStream)
         self._ssl_context = ssl_context
         self._pool: Pool | None = None
         self._opener: trio.lowlevel.Task | None = None
@@ -188,7 +188,7 @@ class _Transport:
             )
         url = str(request.url)
         patience = _Patience(request.extensions.get("timeout", {}))
-        headers = _headers(request.headers.raw)
+        headers = joined_headers(request.headers.raw)
         names = {name.lower() for name in headers}  # to ask httpx's own takes longer
         ours = Request(
             request.method,
@@ -196,7 +196,7 @@ class _Transport:
             headers=headers,
             absent=_NOTHING if "accept-encoding" in names else _ACCEPT_ENCODING,
             content=await request.aread(),
-            repeatable=request.method in _IDEMPOTENT or "idempotency-key" in names,
+            repeatable=request.method in IDEMPOTENT or "idempotency-key" in names,
             on_wait=patience.begin,
         )
         exchange: Exchange | None = None
@@ -310,7 +310,7 @@ class _Body:
         self._exchange.close()
 
 
-def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+def joined_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """The headers of a request; several of one name as one (RFC 9110 5.3, RFC 6265 5.4)."""
     headers: dict[str, str] = {}
     for name, value in raw:
