@@ -72,9 +72,13 @@ class Relaying:
             new: What of it the reader has not got, or `None`.
             repeating: Whether, before it, the answer was saying again what the reader has.
         """
-        if self._identities is not None:
-            self._identities.learn(sent.raw)
-        given = self._part(sent, new, repeating=repeating)
+        mark = self._mark(sent.raw) if self._mark is not None and sent.raw else None
+        if mark is None:
+            given = self._piece(sent, new, repeating=repeating)
+        else:
+            if self._identities is not None:
+                self._identities.learn(sent.raw)
+            given = self._once(sent, new, is_new=self._is_new(mark))
         if given is None or not self._again or self._identities is None or not given.raw:
             return given
         return msgspec.structs.replace(given, raw=self._identities.rename(given.raw))
@@ -85,13 +89,10 @@ class Relaying:
             return event
         return RawEvent(event.event, self._identities.rename(event.data))
 
-    def _part(self, sent: Delta, new: Delta | None, *, repeating: bool) -> Delta | None:
+    def _piece(self, sent: Delta, new: Delta | None, *, repeating: bool) -> Delta | None:
         if sent.raw:
             # All deltas of the event: `raw` on the first one says the others, too.
             self._apart = sent.raw if self._again and repeating else b""
-            mark = None if self._mark is None else self._mark(sent.raw)
-            if mark is not None:
-                return self._once(sent, new, is_new=self._is_new(mark))
         if new is None:
             return None
         if self._again and self._mark is None and not _adds(new):
