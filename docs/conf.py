@@ -41,6 +41,8 @@ nitpick_ignore = [
     ("py:class", "gz_trio._chat.streaming.ReplyBlock"),  # for `async with`; gives a `Reply`
     ("py:class", "gz_trio._chat.reply.ReplyEvents"),
     ("py:class", "gz_trio._protocol.errors.RetryHints"),
+    ("py:class", "gz_trio._chat.http_client.HttpxClients"),
+    ("py:class", "gz_trio._chat.http_client.ClientT"),
     ("py:class", "gz_trio._transport.httpx_transport.HttpxModule"),
     ("py:class", "gz_trio._transport.httpx_transport._TransportT"),
     ("py:class", "gz_trio.testing._gateway._ClientT"),

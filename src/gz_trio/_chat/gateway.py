@@ -37,7 +37,7 @@ from .reply import Reply
 from .requests import KeyHeader, Requests
 from .saving import Saver
 from .session import Session, SessionBlock
-from .streaming import BodyReply
+from .streaming import BodyReply, ReplyBlock
 from .telemetry import ReplyTelemetry
 
 
@@ -199,7 +199,7 @@ class Gateway:
         resume: ResumePolicy | None = None,
         timeouts: Timeouts | None = None,
         api: ApiName = "chat",
-    ) -> BodyReply:
+    ) -> ReplyBlock:
         """Send a request to a model and stream the reply; `stream` is set to true.
 
         Leaving the block ends the request. Errors come out of the reply's iteration.
