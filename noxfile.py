@@ -11,6 +11,11 @@ nox.options.sessions = ["tests", "lint"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
+# On every core, a file at a time: its examples follow one another, its tests share what is slow to
+# start. In the order of the files, because the longest are those of few tests, which would else be
+# the last.
+ON_EVERY_CORE = ("--numprocesses=auto", "--dist=loadfile", "--no-loadscope-reorder")
+
 
 def install(session: nox.Session, *groups: str) -> None:
     """Install the project, editable and with all extras, and dependency groups."""
@@ -37,11 +42,13 @@ def flake8_async(session: nox.Session, *folders: str, but: str = "", disable: st
 def tests(session: nox.Session) -> None:
     """Run the tests and the examples in the docs; arguments go to pytest.
 
-    Without any, those of replies over the other transports, too.
+    Without any, on every core, and those of replies over the other transports, too.
     """
     install(session, "tests")
-    session.run("pytest", *session.posargs)
-    if not session.posargs:
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+    else:
+        session.run("pytest", *ON_EVERY_CORE)
         of_replies = [
             *("tests/chat", "tests/test_front_end_plan.py", "tests/test_secrets.py"),
             # httpcore looks at all connections for each, so they take a third of all the time.
@@ -50,7 +57,7 @@ def tests(session: nox.Session) -> None:
             "--ignore=tests/chat/test_processes.py",
         ]
         for transport in ("streams", "httpx"):
-            session.run("pytest", f"--transport={transport}", *of_replies)
+            session.run("pytest", *ON_EVERY_CORE, f"--transport={transport}", *of_replies)
 
 
 @nox.session
@@ -64,8 +71,8 @@ def lint(session: nox.Session) -> None:
     session.run("lint-imports")
     # 910: every async function is a checkpoint or says why not. That is the library's promise, not
     # that of the programs which come with it.
-    flake8_async(session, "src", but="_cli|testing|simulate")
-    programs = [f"src/gz_trio/{name}" for name in ("_cli", "testing", "simulate")]
+    flake8_async(session, "src", but="_cli|proxy|testing|simulate")
+    programs = [f"src/gz_trio/{name}" for name in ("_cli", "proxy", "testing", "simulate")]
     flake8_async(session, *programs, disable="ASYNC910")
     # Tests do on purpose what a program must not.
     flake8_async(
@@ -116,7 +123,7 @@ def exhaustive(session: nox.Session) -> None:
         *("-m", "slow or hypothesis", "--hypothesis-profile=exhaustive"),
         *("-o", "faulthandler_timeout=3600"),  # one test runs for minutes
     ]
-    session.run("pytest", *arguments)
+    session.run("pytest", *ON_EVERY_CORE, *arguments)
 
 
 @nox.session

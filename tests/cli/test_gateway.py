@@ -2,9 +2,7 @@
 
 import re
 import signal
-import subprocess
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 import httpx2
 import openai
@@ -12,7 +10,8 @@ import pytest
 import trio
 
 from gz_trio.testing import FakeGateway
-from tests.cli.terminal import COMMAND, environment, run_piped
+from tests.cli.terminal import run_piped
+from tests.servers import Server, open_server
 from tests.testing.fake_gateway_wire import chat
 
 # The SDK stops at `[DONE]` and leaves its generators, and httpx's, to the garbage collector.
@@ -21,46 +20,12 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-class Server:
-    """A running `gz-trio gateway`."""
-
-    def __init__(self, process: trio.Process, stdout: trio.abc.ReceiveStream) -> None:
-        self.process = process
-        self.printed = ""
-        self._stdout = stdout
-
-    async def until_printed(self, pattern: str) -> re.Match[str]:
-        with trio.fail_after(30):
-            while (match := re.search(pattern, self.printed, re.MULTILINE)) is None:
-                data = await self._stdout.receive_some()
-                assert data, self.printed
-                self.printed += data.decode()
-        return match
-
-    @property
-    def log(self) -> list[str]:
-        """The lines for requests, without the time."""
-        return re.findall(r"^\d\d:\d\d:\d\d (.*)$", self.printed, re.MULTILINE)
-
-    async def base_url(self) -> str:
-        return (await self.until_printed(r"^base URL  (\S+)$"))[1]
+def server(*options: str) -> AbstractAsyncContextManager[Server]:
+    return open_server("gateway", "--port", "0", "--token-interval", "0", *options)
 
 
-@asynccontextmanager
-async def server(*options: str) -> AsyncGenerator[Server]:
-    process = await trio.lowlevel.open_process(
-        [*COMMAND, "gateway", "--port", "0", "--token-interval", "0", *options],
-        stdout=subprocess.PIPE,
-        env=environment({}),
-    )
-    assert process.stdout is not None
-    try:
-        async with process.stdout:
-            yield Server(process, process.stdout)
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
+async def base_url_of(gateway: Server) -> str:
+    return (await gateway.until_printed(r"^base URL  (\S+)$"))[1]
 
 
 def sdk(base_url: str, key: str) -> openai.AsyncOpenAI:
@@ -84,7 +49,7 @@ async def ask(client: openai.AsyncOpenAI, model: str = "any") -> int:
 
 async def test_the_openai_sdk_talks_to_it_and_each_request_is_one_line() -> None:
     async with server("--tokens", "7", "--key", "sk-test") as gateway:
-        base_url = await gateway.base_url()
+        base_url = await base_url_of(gateway)
         assert await gateway.until_printed(r"^key       sk-test$")
         async with sdk(base_url, "sk-test") as client, sdk(base_url, "sk-mine") as stranger:
             assert await ask(client) == 7
@@ -113,7 +78,7 @@ async def test_faults_strike_where_the_options_say() -> None:
         "--fault", "cut token=3 times=2",
         "--fault", "status=503 path=/auth times=forever",
     ) as gateway:  # fmt: skip
-        base_url = await gateway.base_url()
+        base_url = await base_url_of(gateway)
         async with sdk(base_url, "gw_test_1") as client:
             with pytest.raises(openai.RateLimitError) as limited:
                 await ask(client)
@@ -137,7 +102,7 @@ async def test_faults_strike_where_the_options_say() -> None:
 
 async def test_the_key_is_rotated_and_auth_gives_the_new_one() -> None:
     async with server("--rotate-every", "0.2") as gateway:
-        base_url = await gateway.base_url()
+        base_url = await base_url_of(gateway)
         await gateway.until_printed(r"the key is now gw_test_3; 0 streams")
         async with sdk(base_url, "gw_test_1") as client:
             with pytest.raises(openai.AuthenticationError):
@@ -150,7 +115,7 @@ async def test_the_key_is_rotated_and_auth_gives_the_new_one() -> None:
 async def test_with_models_named_there_are_no_others() -> None:
     async with (
         server("--model", "small", "--model", "large", "--tokens", "2") as gateway,
-        sdk(await gateway.base_url(), "gw_test_1") as client,
+        sdk(await base_url_of(gateway), "gw_test_1") as client,
     ):
         assert await ask(client, "large") == 2
         with pytest.raises(openai.NotFoundError):
@@ -161,7 +126,7 @@ async def test_it_compresses_keeps_streams_and_goes_on_from_a_partial_answer() -
     async with server(
         "--framing", "gzip", "--event-ids", "--continues", "prefill", "--echo", "--tokens", "5"
     ) as gateway:  # fmt: skip
-        base_url = await gateway.base_url()
+        base_url = await base_url_of(gateway)
         url = f"{base_url}/chat/completions"
         async with httpx2.AsyncClient(headers={"authorization": "Bearer gw_test_1"}) as client:
             first = await client.post(url, json=chat())
@@ -185,7 +150,7 @@ async def test_it_compresses_keeps_streams_and_goes_on_from_a_partial_answer() -
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 async def test_it_stops_cleanly_while_it_streams(end: signal.Signals) -> None:
     async with server("--fault", "stall token=1") as gateway:
-        base_url = await gateway.base_url()
+        base_url = await base_url_of(gateway)
         headers = {"authorization": "Bearer gw_test_1"}
         async with (
             httpx2.AsyncClient(timeout=30) as client,
@@ -196,8 +161,7 @@ async def test_it_stops_cleanly_while_it_streams(end: signal.Signals) -> None:
             assert response.status_code == 200
             gateway.process.send_signal(end)
             await gateway.until_printed("^stopped$")
-            with trio.fail_after(30):
-                assert await gateway.process.wait() == 0
+            assert await gateway.ended() == 0
             with pytest.raises(httpx2.RemoteProtocolError):
                 await response.aread()
 

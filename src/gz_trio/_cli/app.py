@@ -36,6 +36,7 @@ Chat with an OpenAI-compatible LLM gateway, over keys that expire in the middle 
 EXTRA = "pip install 'gz-trio["
 """Stands in what is said of a package that comes with an extra."""
 
+PROXY_HELP = "Serve a gateway to the programs of this machine, over keys that expire."
 SIMULATE_HELP = "Run a load against a gateway, and tell how it stood it."
 
 Flag = Parameter(negative="")
@@ -124,7 +125,7 @@ def chat(
         return await Chat(
             base_url,
             model,
-            place=None if place == DEFAULT_PLACE else place,
+            place=place,
             refresh_command=refresh_command,
             system=system,
             max_retries=max_retries,
@@ -338,8 +339,9 @@ def gateway(
     )
 
 
-# Loaded when it is asked for: the other commands neither need its packages nor wait for them.
+# Loaded when they are asked for: the others neither need their packages nor wait for them.
 app.command("gz_trio._cli.simulate_app:simulate", name="simulate", help=SIMULATE_HELP)
+app.command("gz_trio._cli.proxy_app:proxy", name="proxy", help=PROXY_HELP)
 
 
 def run(arguments: Sequence[str]) -> int:

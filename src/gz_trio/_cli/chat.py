@@ -14,10 +14,7 @@ from .. import (
     AuthenticationError,
     CommandRefresh,
     Delta,
-    FileKeyStore,
     GatewayError,
-    KeyStore,
-    MemoryKeyStore,
     Paused,
     RateLimited,
     Restarted,
@@ -29,13 +26,12 @@ from .. import (
 )
 from .answer import Answer
 from .auth import Place, name_of
+from .keys import key_at_hand
 from .lines import PipedLines, TypedLines
 from .run import INTERRUPTED, UsageError, complain
 
 ApiName = Literal["chat", "responses", "messages"]
 TransportName = Literal["http", "websocket"]
-
-KEY_VARIABLES = ("GZ_API_KEY", "OPENAI_API_KEY")
 
 
 class Chat:
@@ -44,8 +40,7 @@ class Chat:
     Args:
         base_url: Of the gateway.
         model: The model's name, as the gateway knows it.
-        place: Where the key is; by default it comes from the environment, else from where
-            `gz-trio auth login` puts it.
+        place: Where the key is; see `key_at_hand`.
         refresh_command: A program that prints a key.
         system: The system message.
         max_retries: As for `gz_trio.RetryPolicy`.
@@ -62,7 +57,7 @@ class Chat:
         base_url: str,
         model: str,
         *,
-        place: Place | None,
+        place: Place,
         refresh_command: str | None,
         system: str | None,
         max_retries: int,
@@ -72,18 +67,18 @@ class Chat:
     ) -> None:
         self._base_url = base_url
         self._model = model
-        self._stored = place is not None
-        self._key_file = None if place is None else place.key_file
-        self._at_hand = (place or Place()).open(environment)
+        self._place = place
         self._refresh_command = refresh_command
+        try:
+            self._at_hand = key_at_hand(place, environment, refreshed=refresh_command is not None)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         self._messages: list[dict[str, object]] = (
             [] if system is None else [{"role": "system", "content": system}]
         )
         self._max_retries = max_retries
         self._api: ApiName = api
         self._transport: TransportName = transport
-        self._key_variable = next((name for name in KEY_VARIABLES if environment.get(name)), None)
-        self._key = environment[self._key_variable] if self._key_variable else None
         if not sys.stdin:
             raise UsageError("standard input is closed: there is nothing to read questions from")
         self._typed = sys.stdin.isatty() and sys.stdout.isatty()
@@ -111,23 +106,20 @@ class Chat:
         return code
 
     async def _open(self, stack: AsyncExitStack) -> Session:
-        self._store: KeyStore
-        if not self._stored and self._key is None and self._refresh_command is None:
-            self._stored = isinstance(self._at_hand, FileKeyStore) and self._at_hand.path.exists()
-        self._store = self._at_hand if self._stored else MemoryKeyStore(self._key)
-        if self._refresh_command is None and (await self._store.load()).key is None:
+        store = self._at_hand.store
+        if self._refresh_command is None and (await store.load()).key is None:
             raise UsageError(
-                f"{self._place} holds no key: `gz-trio auth login` stores one; or give "
-                "--refresh-command"
-                if self._stored
-                else "no key: sign in by `gz-trio auth login`, set GZ_API_KEY or OPENAI_API_KEY, "
+                "no key: sign in by `gz-trio auth login`, set GZ_API_KEY or OPENAI_API_KEY, "
                 "or give --key-file or --refresh-command"
+                if self._at_hand.shared is None or self._place == Place()
+                else f"{name_of(self._at_hand.shared)} holds no key: `gz-trio auth login` stores "
+                "one; or give --refresh-command"
             )
         return await stack.enter_async_context(
             open_session(
                 self._base_url,
                 model=self._model,
-                store=self._store,
+                store=store,
                 refresh=(
                     None if self._refresh_command is None else CommandRefresh(self._refresh_command)
                 ),
@@ -205,22 +197,19 @@ class Chat:
             cause = cause.__cause__
         if isinstance(error, AuthenticationError) and self._refresh_command is None:
             words += (
-                f" - set {self._key_variable} to a valid key and start again"
-                if not self._stored
+                f" - set {self._at_hand.variable} to a valid key and start again"
+                if self._at_hand.shared is None
                 else f" - {self._remedy}, and ask again"
             )
         return words
 
     @property
     def _help(self) -> str:
-        return f" {self._remedy}" if self._stored and self._refresh_command is None else ""
+        alone = self._refresh_command is None
+        return f" {self._remedy}" if self._at_hand.shared is not None and alone else ""
 
     @property
     def _remedy(self) -> str:
-        if self._key_file is not None:
-            return f"write a new key into {self._key_file}"
+        if self._place.key_file is not None:
+            return f"write a new key into {self._place.key_file}"
         return "gz-trio auth login --same-account"
-
-    @property
-    def _place(self) -> str:
-        return name_of(self._at_hand)

@@ -24,9 +24,9 @@ from heapq import heapify, heappop, heappush
 import msgspec
 import trio
 
+from .._open_files import allow_all_files
 from ..testing import FakeGateway, SeenRequest, Stall, add_fault
 from ._fake import ALL_GROUPS, FakeCounts, FakePlan, intended_tokens, token_of
-from ._open_files import allow_all_files
 from ._values import Distribution
 
 _COMPLETIONS = "/v1/chat/completions"

@@ -16,10 +16,10 @@ from math import inf
 import msgspec
 import trio
 
+from .._open_files import allow_all_files
 from ._errors import TargetError
 from ._intervals import Interval
 from ._messages import Failed, Message, Plan, Ready, Told
-from ._open_files import allow_all_files
 from ._process import LineReader
 from ._shard import open_shard
 from ._workload import Workload

@@ -1,11 +1,11 @@
-"""How many files a process of the simulator may open."""
+"""How many files a process may open."""
 
 import resource
 from collections.abc import Callable
 
 import pytest
 
-from gz_trio.simulate._open_files import allow_all_files
+from gz_trio._open_files import allow_all_files
 
 
 @pytest.fixture
