@@ -11,10 +11,15 @@ nox.options.sessions = ["tests", "lint"]
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 
-# On every core, a file at a time: its examples follow one another, its tests share what is slow to
-# start. In the order of the files, because the longest are those of few tests, which would else be
-# the last.
-ON_EVERY_CORE = ("--numprocesses=auto", "--dist=loadfile", "--no-loadscope-reorder")
+ON_EVERY_CORE = (
+    "--numprocesses=auto",
+    # Examples follow one another in a file, and tests share there what is slow to start.
+    "--dist=loadfile",
+    # The longest files are of few tests, and would be the last.
+    "--no-loadscope-reorder",
+    # A test that hangs ends its process, and would be tried again in the next one.
+    "--max-worker-restart=0",
+)
 
 
 def install(session: nox.Session, *groups: str) -> None:
@@ -63,7 +68,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, types, and which module imports which."""
-    install(session, "tests", "bench", "lint")
+    install(session, "tests", "bench", "lint", "examples")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")

@@ -29,6 +29,7 @@ def test_a_key_that_died_before_the_reply_is_replaced_and_nothing_moves(
 ) -> None:
     site = open_site(FakeGateway(answer=counted))
     page = site.open()
+    expect(page.locator("#model")).not_to_have_value("")  # which is asked for with the key, too
     site.hold_refresh()
     site.do(site.fake.rotate)
     ask(page, QUESTION)

@@ -17,7 +17,8 @@
   which the client may set (of two requests at once with the same one, one never gets its text).
 - With `max_tokens` the finish reason is `length` (`stop` if the model ended first). Without, the
   limit is 1,024 tokens, whatever the model's own configuration says.
-- `stop`, and any `temperature` but the first request's, are ignored under continuous batching.
+- `stop`, and any `temperature` but the first request's, are ignored under continuous batching; so
+  is the first one's where the model's own configuration says `do_sample: false`.
 - An unknown field in the body: 422 `{"detail": "Unexpected fields in the request: {'...'}"}`.
   Another model than the one it was started with: 400, not 404, `{"detail": "Server is pinned to
   ..."}`. JSON that does not parse: 422, `detail` a list. No or empty `messages`: 500, `text/plain`
@@ -30,20 +31,26 @@
 nginx 1.22, as a gateway that checks the key:
 
 - Its 401 is an HTML page without `WWW-Authenticate`; `map` compares without regard to case.
+- So are its 429, 502 and 504. It compresses nothing but 200, 403 and 404. An idle WebSocket it
+  closes without a close frame.
+- Of a server that is silent for `proxy_read_timeout`: 504 before the head, after it a body that
+  breaks off. It prolongs no time-out by less than 300 ms, so one as short as that counts from the
+  first byte.
 - `nginx -s reload` leaves established replies to the old worker; until that has stopped accepting,
   a new connection may get either worker, so a new key may still meet the old map.
 """
 
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import trio
 
-from tests.interop.servers import Engine, Front
+from tests.interop.servers import Engine, Front, make_models
 
 FIRST_KEY = "sk-interop-1"
 
@@ -59,11 +66,31 @@ def shown_on_failure(log: Path) -> Generator[None]:
         sys.stdout.write("\n".join(["", f"{log.name}, the last lines:", *last, ""]))
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """For what nobody signals."""
+    while not condition():  # noqa: ASYNC110
+        await trio.sleep(0.001)
+
+
 @pytest.fixture(scope="session")
-def running_engine(tmp_path_factory: pytest.TempPathFactory) -> Generator[Engine]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if find_spec("torch") is None:
         pytest.skip("there is no inference engine here: run `nox -s interop`")
-    engine = Engine(tmp_path_factory.mktemp("engine"))
+    folder = tmp_path_factory.mktemp("models")
+    make_models(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def running_engine(models: Path) -> Generator[Engine]:
+    engine = Engine(models / "greedy")
+    with engine.running():
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def running_sampling_engine(models: Path) -> Generator[Engine]:
+    engine = Engine(models / "sampling")
     with engine.running():
         yield engine
 
@@ -76,17 +103,36 @@ def engine(running_engine: Engine) -> Generator[Engine]:
 
 
 @pytest.fixture
-def front(engine: Engine, tmp_path: Path) -> Generator[Front]:
-    """nginx in front of the engine, started, which knows `FIRST_KEY`."""
+def sampling_engine(running_sampling_engine: Engine) -> Generator[Engine]:
+    """Another one, which never says the same twice."""
+    with shown_on_failure(running_sampling_engine.log):
+        yield running_sampling_engine
+
+
+@pytest.fixture
+def nginx(tmp_path: Path) -> Path:
+    """A folder for a `Front`, where nginx is installed."""
     if not Front.installed():
         missing = "nginx is not installed: `apt-get install nginx-light`"
         if os.environ.get("CI") == "true":
             pytest.fail(missing)
         pytest.skip(missing)
-    front = Front(tmp_path, engine.port, FIRST_KEY)
+    return tmp_path
+
+
+@contextmanager
+def running(front: Front) -> Generator[Front]:
+    """Start nginx for a test."""
     with shown_on_failure(front.log):
         try:
             front.start()
             yield front
         finally:
             front.stop()
+
+
+@pytest.fixture
+def front(engine: Engine, nginx: Path) -> Generator[Front]:
+    """nginx in front of the engine, started, which knows `FIRST_KEY`."""
+    with running(Front(nginx, engine.port, FIRST_KEY)) as front:
+        yield front

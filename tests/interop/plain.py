@@ -12,30 +12,41 @@ from tests.interop.servers import MODEL
 Message = dict[str, str]
 
 
+def chunks_of(body: bytes) -> list[Any]:
+    """The chunks in a body of whole events, each a line and a blank one; comments do not count."""
+    *events, rest = body.decode().split("\n\n")
+    assert rest == ""
+    lines = [event.split("\n")[-1] for event in events]
+    assert all(line.startswith("data: ") for line in lines)
+    data = [line.removeprefix("data: ") for line in lines]
+    return [json.loads(each) for each in data if each != "[DONE]"]
+
+
+def text_of(body: bytes) -> str:
+    return "".join(
+        choice["delta"].get("content") or ""
+        for chunk in chunks_of(body)
+        for choice in chunk["choices"]
+    )
+
+
 @dataclass(frozen=True)
 class Answer:
     response: httpx.Response
     body: bytes
 
     @property
-    def events(self) -> list[str]:
-        """The data of each event; the engine writes every event as one line and a blank one."""
-        *events, rest = self.body.decode().split("\n\n")
-        assert rest == ""
-        assert all(event.startswith("data: ") for event in events)
-        return [event.removeprefix("data: ") for event in events]
-
-    @property
     def chunks(self) -> list[Any]:
-        return [json.loads(event) for event in self.events]
+        return chunks_of(self.body)
 
     @property
     def text(self) -> str:
-        return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in self.chunks)
+        return text_of(self.body)
 
     @property
-    def ended_by_itself(self) -> bool:
-        return bool(self.chunks[-1]["choices"][0]["finish_reason"] == "stop")
+    def finish_reason(self) -> str | None:
+        reasons = [chunk["choices"][0].get("finish_reason") for chunk in self.chunks]
+        return reasons[-1] if reasons else None
 
 
 def client(**headers: str) -> httpx.AsyncClient:
@@ -94,7 +105,7 @@ async def whole_chats(base_url: str, candidates: list[list[str]]) -> list[list[s
         for question in candidates[number]:
             messages.append(user(question))
             answer = await ask(http, base_url, messages, max_tokens=100)
-            if not (answer.text and answer.ended_by_itself):
+            if not (answer.text and answer.finish_reason == "stop"):
                 return
             messages.append({"role": "assistant", "content": answer.text})
         chats[number] = [message["content"] for message in messages]

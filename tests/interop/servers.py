@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 MODEL = "tiny-llama"
@@ -79,8 +80,15 @@ def listens(port: int) -> bool:
     return True
 
 
+def make_models(folder: Path) -> None:
+    """Make the folders `greedy` and `sampling`, for an `Engine` each."""
+    subprocess.run(
+        [sys.executable, Path(__file__).with_name("tiny_llama.py"), MODEL], check=True, cwd=folder
+    )
+
+
 class Engine:
-    """`transformers serve` with the tiny model, on the CPU, many answers at once."""
+    """`transformers serve` with the model in a folder, on the CPU, many answers at once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -96,12 +104,6 @@ class Engine:
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
         }
-        maker = Path(__file__).with_name("tiny_llama.py")
-        with self.log.open("ab") as output:
-            subprocess.run(
-                [sys.executable, maker, self._folder / MODEL],
-                env=env, stdout=output, stderr=output, check=True,
-            )  # fmt: skip
         command: list[str | Path] = [
             Path(sysconfig.get_path("scripts"), "transformers"), "serve", MODEL,
             "--device", "cpu", "--host", "127.0.0.1", "--port", str(self.port),
@@ -116,8 +118,8 @@ class Engine:
             yield
 
     @contextmanager
-    def slowed(self) -> Generator[None]:
-        """Works for a small part of the time: on a fast machine an answer is over in no time."""
+    def slowed(self, working: float = 0.002) -> Generator[None]:
+        """Works for `working` seconds, then not for 0.05: else an answer is over in no time."""
         ended = threading.Event()
 
         def slow_down() -> None:
@@ -125,7 +127,7 @@ class Engine:
                 self._process.send_signal(signal.SIGSTOP)
                 time.sleep(0.05)
                 self._process.send_signal(signal.SIGCONT)
-                time.sleep(0.002)
+                time.sleep(working)
 
         thread = threading.Thread(target=slow_down)
         thread.start()
@@ -144,8 +146,8 @@ pid nginx.pid;
 error_log nginx.log notice;
 events {{ worker_connections 1024; }}
 http {{
-    log_format status '$status';
-    access_log access.log status;
+    log_format request '$status $connection_requests $sent_http_content_encoding';
+    access_log access.log request;
     client_body_temp_path client_body;
     proxy_temp_path proxy;
     fastcgi_temp_path fastcgi;
@@ -157,26 +159,48 @@ http {{
         default 0;
         include keys.map;
     }}
+    # For the habits that want them.
+    limit_req_zone $server_port zone=all:64k rate=10r/s;
+    map $status $retry_after {{
+        default "";
+        429 2;
+    }}
+    # With HTTP/1.0, the default, a server may end an answer by closing: nginx could not
+    # tell a broken answer from a whole one.
+    proxy_http_version 1.1;
+    proxy_set_header Connection "";
+    proxy_buffering off;
     server {{
         listen 127.0.0.1:{port};
         if ($known = 0) {{ return 401; }}
         location / {{
             proxy_pass http://127.0.0.1:{upstream};
-            # With HTTP/1.0, the default, a server may end an answer by closing: nginx could not
-            # tell a broken answer from a whole one.
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_buffering off;
+            {habits}
         }}
     }}
 }}
 """
 
 
-class Front:
-    """nginx as a gateway that checks the key itself: its `map` knows one, the rest gets its 401."""
+@dataclass(frozen=True)
+class Served:
+    """A request that has ended, as nginx logs it; `nth` is its number on its connection."""
 
-    def __init__(self, folder: Path, upstream: int, key: str) -> None:
+    status: int
+    nth: int
+    coding: str
+
+
+class Front:
+    """nginx as a gateway that checks the key itself: its `map` knows one, the rest gets its 401.
+
+    Without a key it lets all through, for a server behind it that checks keys. `habits` are
+    directives for its one location.
+    """
+
+    def __init__(
+        self, folder: Path, upstream: int, key: str | None = None, *, habits: str = ""
+    ) -> None:
         self._folder = folder
         self.port = free_port()
         self.log = folder / "nginx.log"
@@ -187,10 +211,13 @@ class Front:
         user = f"user {pwd.getpwuid(os.geteuid()).pw_name} {grp.getgrgid(os.getegid()).gr_name};"
         (folder / "nginx.conf").write_text(
             CONFIGURATION.format(
-                user=user if os.geteuid() == 0 else "", port=self.port, upstream=upstream
+                user=user if os.geteuid() == 0 else "",
+                port=self.port,
+                upstream=upstream,
+                habits=habits,
             )
         )
-        self.accept_only(key)
+        self._accept("~." if key is None else f"Bearer {key}")
 
     @staticmethod
     def installed() -> bool:
@@ -209,7 +236,10 @@ class Front:
 
     def accept_only(self, key: str) -> None:
         """Rewrite the map; it counts from the next start or reload on."""
-        (self._folder / "keys.map").write_text(f'"Bearer {key}" 1;\n')
+        self._accept(f"Bearer {key}")
+
+    def _accept(self, pattern: str) -> None:
+        (self._folder / "keys.map").write_text(f'"{pattern}" 1;\n')
 
     def start(self) -> None:
         self._process = self._running.enter_context(
@@ -237,6 +267,10 @@ class Front:
     def _count(self, words: str) -> int:
         return self.log.read_text().count(words)
 
+    def served(self) -> list[Served]:
+        lines = map(str.split, self._access.read_text().splitlines())
+        return [Served(int(status), int(nth), coding) for status, nth, coding in lines]
+
     def statuses(self) -> Counter[int]:
-        """How many requests ended with each status; a request is counted when it has ended."""
-        return Counter(map(int, self._access.read_text().split()))
+        """How many requests ended with each status."""
+        return Counter(request.status for request in self.served())

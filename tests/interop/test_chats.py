@@ -10,7 +10,7 @@ import trio
 import gz_trio
 from gz_trio import APIConnectionError, AuthenticationError
 from tests.interop import plain
-from tests.interop.conftest import FIRST_KEY
+from tests.interop.conftest import FIRST_KEY, until
 from tests.interop.servers import MODEL, Engine, Front
 
 CHATS = 50
@@ -59,12 +59,6 @@ def refused(reply: gz_trio.Reply) -> bool:
         isinstance(attempt.cause, APIConnectionError) and attempt.tokens == 0
         for attempt in reply.attempts
     )
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """For what nobody signals."""
-    while not condition():  # noqa: ASYNC110
-        await trio.sleep(0.001)
 
 
 async def test_fifty_chats_outlive_two_rotations_and_two_outages(

@@ -1,7 +1,8 @@
 """Make a language model on the spot: a two-layer Llama with random weights and a byte vocabulary.
 
 Run as a program, in a process of its own, because importing torch takes seconds and hundreds of
-megabytes: `python tiny_llama.py FOLDER`.
+megabytes: `python tiny_llama.py NAME`. The working directory gets it twice: as `greedy/NAME`, which
+always answers alike, and as `sampling/NAME`, which draws its tokens.
 
 It talks nonsense, but as a real model talks: a token is a byte, so that the text holds control
 characters, now and then a character of two bytes, and U+FFFD wherever the bytes are no UTF-8;
@@ -67,16 +68,19 @@ def make_model(tokenizer: Any) -> Any:
     with torch.no_grad():
         model.lm_head.weight[tokenizer.eos_token_id] *= 1.6
     model.generation_config = transformers.GenerationConfig(
-        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     return model
 
 
-def main(folder: Path) -> None:
+def main(name: str) -> None:
     tokenizer = make_tokenizer()
-    tokenizer.save_pretrained(folder)
-    make_model(tokenizer).save_pretrained(folder)
+    model = make_model(tokenizer)
+    for kind in ("greedy", "sampling"):
+        model.generation_config.do_sample = kind == "sampling"
+        tokenizer.save_pretrained(Path(kind, name))
+        model.save_pretrained(Path(kind, name))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1])

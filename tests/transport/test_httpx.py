@@ -118,8 +118,8 @@ async def test_what_breaks_is_an_error_of_ours_that_names_the_origin(
 @pytest.mark.parametrize(
     ("coding", "body"),
     [
-        ("gzip", gzip.compress(b"Once upon a time")),
-        ("x-gzip", gzip.compress(b"Once upon a time")),
+        ("gzip", gzip.compress(b"Once upon a time", mtime=0)),
+        ("x-gzip", gzip.compress(b"Once upon a time", mtime=0)),
         ("deflate", zlib.compress(b"Once upon a time")),
         ("identity", b"Once upon a time"),
         ("Identity", b"Once upon a time"),

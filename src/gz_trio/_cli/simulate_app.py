@@ -19,7 +19,24 @@ from .simulate_options import NO_OPTIONS, WorkloadOptions
 
 Flag = Parameter(negative="")
 
-simulate = App(name="simulate", help_format="markdown")
+# The command line's own `help` for this command comes before a docstring, not before this.
+ABOUT = """
+Without anything it shows what it can do: fifty users chat for a minute with a fake gateway on
+this machine, in ten groups that share a key, and in the middle all keys are replaced at once.
+
+What to do is said by TOML files, by options, or by both: then the options come first. Their
+names are the same. The figures are written into a folder, with the workload beside them, so
+that the run can be repeated: `gz-trio simulate FOLDER/workload.toml`.
+
+Keys are never part of a workload. For `--base-url` the key comes from the environment variable
+`GZ_API_KEY` or `OPENAI_API_KEY`, or by the gateway's `/auth` for the identity token in
+`GZ_IDENTITY_TOKEN`; or for each group of sessions from a file.
+
+Ctrl-C ends a run, and writes what was measured until then. The exit code is 1 if no reply
+ended well or a process was lost.
+"""
+
+simulate = App(name="simulate", help_format="markdown", help_epilogue=ABOUT)
 
 
 @simulate.default
@@ -38,20 +55,6 @@ def run_simulation(
     json: Annotated[bool, Flag] = False,
 ) -> int:
     """Run a load against a gateway, and tell how it stood it.
-
-    Without anything it shows what it can do: fifty users chat for a minute with a fake gateway on
-    this machine, in ten groups that share a key, and in the middle all keys are replaced at once.
-
-    What to do is said by TOML files, by options, or by both: then the options come first. Their
-    names are the same. The figures are written into a folder, with the workload beside them, so
-    that the run can be repeated: `gz-trio simulate FOLDER/workload.toml`.
-
-    Keys are never part of a workload. For `--base-url` the key comes from the environment variable
-    `GZ_API_KEY` or `OPENAI_API_KEY`, or by the gateway's `/auth` for the identity token in
-    `GZ_IDENTITY_TOKEN`; or for each group of sessions from a file.
-
-    Ctrl-C ends a run, and writes what was measured until then. The exit code is 1 if no reply
-    ended well or a process was lost.
 
     Args:
         files: Workloads, as TOML. Several are run in turns.
@@ -91,7 +94,7 @@ def run_simulation(
     return run_command(partial(simulation.run_all, workloads, folder, repeat))
 
 
-@simulate.command(name="compare")
+@simulate.command(name="compare", help_epilogue="")
 def compare_runs(a: Path, b: Path, /, *, json: Annotated[bool, Flag] = False) -> int:
     """Compare two runs of one workload, or two series of runs made with `--repeat`.
 
