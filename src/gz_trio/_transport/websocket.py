@@ -88,6 +88,7 @@ class WebSocketTransport:
                 if is_new or not may_repeat:
                     raise
                 may_repeat = False  # It had been closed, or was about to be.
+                socket.retire()  # Which it may not have seen itself yet.
                 continue
             except BaseException:
                 exchange.close()
