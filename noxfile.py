@@ -1,6 +1,7 @@
 """The project's chores: `nox` runs the tests and the linters, `nox -l` lists the rest."""
 
 import re
+import shutil
 from pathlib import Path
 
 import nox
@@ -28,6 +29,13 @@ def install(session: nox.Session, *groups: str) -> None:
     session.install("--editable", ".[all]", *dependencies)
 
 
+def install_for_node(session: nox.Session, folder: str) -> None:
+    """Install what a program for Node needs, as its lock file says; without npm, nothing."""
+    if shutil.which("npm"):
+        with session.chdir(folder):
+            session.run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", external=True)
+
+
 def flake8_async(session: nox.Session, *folders: str, but: str = "", disable: str = "") -> None:
     """Check Trio code in folders, `but` for some paths; always without three of the checks.
 
@@ -50,6 +58,7 @@ def tests(session: nox.Session) -> None:
     Without any, on every core, and those of replies over the other transports, too.
     """
     install(session, "tests")
+    install_for_node(session, "tests/proxy/node")
     if session.posargs:
         session.run("pytest", *session.posargs)
     else:
@@ -117,6 +126,7 @@ def bench(session: nox.Session) -> None:
 def interop(session: nox.Session) -> None:
     """Test against nginx and a real inference engine; nginx has to be installed."""
     install(session, "tests", "interop")
+    install_for_node(session, "examples/node")
     session.run("pytest", "tests/interop", *session.posargs)
 
 

@@ -1,8 +1,9 @@
 """Runs the benchmarks, prints what it saw, and writes it to benchmarks/results/.
 
 Without a command: all rows and, after them, what becomes of streams whose key dies or whose
-reader pauses, and the simulator. `cpu` compares some peers at one load, for whoever works on the
-transport; `judge` holds the results of the last full run to the bounds as they are now.
+reader pauses, the proxy, and the simulator. `cpu` compares some peers at one load, for whoever
+works on the transport; `judge` holds the results of the last full run to the bounds as they are
+now.
 """
 
 from __future__ import annotations
@@ -15,14 +16,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import layers, plot, recovery, report, simulator, stats
+from . import figures, layers, plot, proxied, recovery, report, simulator, stats
 from .certificates import make_certificates
 from .measure import Bench, Pace, Window
 from .peers import PEERS
 from .rows import OURS, QUICK, ROWS, Row
 from .run import OTHERS_ROUNDS, Judged, Result, Rounds, judge, run
 
-SIMULATOR = "simulator"
+PLAYED = {
+    "proxy": (proxied.SCENARIOS, proxied.ROUNDS),
+    "simulator": (simulator.SCENARIOS, simulator.ROUNDS),
+}
+"""Beside the rows: scenarios, and how many rounds of them; they are kept, each under its name."""
+
 RESULTS = Path(__file__).parent / "results"
 SLOPE_SECONDS = 5.0
 SLOPE_TOKENS = 50_000
@@ -35,7 +41,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a short run, as CI does it")
     parser.add_argument(
-        "--rows", default="", help=f"of {', '.join(row.name for row in ROWS)}, {SIMULATOR}"
+        "--rows", default="", help=f"of {', '.join((*(row.name for row in ROWS), *PLAYED))}"
     )
     parser.add_argument(
         "--keep",
@@ -75,16 +81,21 @@ def main() -> int:
         return 1 if any(_missed(one, quick=False) for one in judged) else 0
     if arguments.quick:
         sound = measure_rows(QUICK, QUICK_ROUNDS, seed, quick=True)
-        return 0 if recovery.run(RESULTS / "recovery-quick.json", quick=True) and sound else 1
+        sound = recovery.run(RESULTS / "recovery-quick.json", quick=True) and sound
+        path = RESULTS / "proxy-quick.json"
+        return 0 if figures.run(proxied.SCENARIOS, 1, path, quick=True) and sound else 1
     if arguments.rows:
         names: list[str] = arguments.rows.split(",")
         rows = [row for row in ROWS if row.name in names]
         sound = not rows or measure_rows(rows, rounds, seed, write=False, keep=arguments.keep)
-        simulates = SIMULATOR in names
-        return 0 if (not simulates or simulator.run(RESULTS / "simulator.json")) and sound else 1
-    sound = measure_rows(ROWS, rounds, seed)
-    sound = recovery.run(RESULTS / "recovery.json", quick=False) and sound
-    return 0 if simulator.run(RESULTS / "simulator.json") and sound else 1
+    else:
+        names = list(PLAYED)
+        sound = measure_rows(ROWS, rounds, seed)
+        sound = recovery.run(RESULTS / "recovery.json", quick=False) and sound
+    for name, (scenarios, times) in PLAYED.items():
+        if name in names:
+            sound = figures.run(scenarios, times, RESULTS / f"{name}.json") and sound
+    return 0 if sound else 1
 
 
 def measure_rows(

@@ -113,19 +113,38 @@ def start(plan: Plan, load: Load, authority: str | None = None) -> Generator[Pai
         authority: A file with the certificate that the client trusts, where `plan` has one.
     """
     files = {} if authority is None else {"SSL_CERT_FILE": authority}
-    server = Process("benchmarks.load_server", plan, SERVER_CORE, {})
-    try:
+    with serving(plan) as server:
         scheme = "http" if plan.certificate is None else "https"
         base_url = f"{scheme}://127.0.0.1:{int(server.read())}/v1"
-        load = msgspec.structs.replace(load, base_url=base_url)
-        client = Process("benchmarks.client", load, CLIENT_CORE, files)
-        try:
-            client.read()
+        with asking(msgspec.structs.replace(load, base_url=base_url), CLIENT_CORE, files) as client:
             yield Pair(client, server)
-        finally:
-            client.end()
+
+
+@contextmanager
+def serving(plan: Plan) -> Generator[Process]:
+    """The load server, on its core, until the end of the block; its port is its first line."""
+    server = Process("benchmarks.load_server", plan, SERVER_CORE, {})
+    try:
+        yield server
     finally:
         server.end()
+
+
+@contextmanager
+def asking(load: Load, core: int, files: dict[str, str]) -> Generator[Process]:
+    """A client, until the end of the block; it has not begun.
+
+    Args:
+        load: What it does.
+        core: Where it runs.
+        files: Environment variables of its own.
+    """
+    client = Process("benchmarks.client", load, core, files)
+    try:
+        client.read()
+        yield client
+    finally:
+        client.end()
 
 
 def busy_seconds(core: int) -> float:

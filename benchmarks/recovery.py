@@ -12,11 +12,12 @@ import trio
 from .paused import gz_trio_many_paused, gz_trio_paused
 from .processes import CLIENT_CORE, pin
 from .report import machine
-from .rotation import Load, Row, gz_trio_rotation
+from .rotation import Load, Row, gz_trio_rotation, openai_rotation
 from .sign_ins import key_file_sign_ins, redis_sign_ins
 
 SCENARIOS: tuple[Callable[[Load], Awaitable[Row]], ...] = (
     gz_trio_rotation,
+    openai_rotation,
     gz_trio_paused,
     gz_trio_many_paused,
     key_file_sign_ins,

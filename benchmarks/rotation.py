@@ -1,7 +1,7 @@
-"""1,000 streams and a rotation: the key dies while each of them runs, and all go on to their end.
+"""Streams and a rotation: the key dies while each of them runs, and all go on to their end.
 
-No peer takes part: each of its streams would be lost. Client and server each have a core where
-there are two.
+1,000 of gz_trio's own, and 500 of the OpenAI SDK over `gateway.http_client()`. No other peer takes
+part: each of its streams would be lost. Client and server each have a core where there are two.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+import httpx2
+import openai
 import trio
 
 import gz_trio
@@ -23,6 +25,7 @@ from gz_trio.testing import FakeGateway
 from .processes import SERVER_CORE, pin
 
 OPEN_SECONDS = 60
+SDK_STREAMS = 500
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,75 @@ def body(number: int) -> dict[str, object]:
 
 async def gz_trio_rotation(load: Load) -> Row:
     """gz_trio: the key dies while every stream runs; all of them go on to their end."""
-    counts = Counts()
     pauses: list[float] = []
+
+    def reader(gateway: gz_trio.Gateway, _: str) -> Reader:
+        async def read(number: int, opened: Callable[[], None]) -> str:
+            text = ""
+            async with gateway.stream(body(number)) as reply:
+                async for delta in reply:
+                    if not text and delta.text:
+                        opened()
+                    text += delta.text
+            pauses.append(reply.timing.paused)
+            return text
+
+        return read
+
+    row = await _rotation(load, "gz_trio, the key dies", reader)
+    pauses.sort()
+    row.figures["paused_ms_p50"] = pauses[len(pauses) // 2] * 1e3 if pauses else 0.0
+    row.figures["paused_ms_max"] = pauses[-1] * 1e3 if pauses else 0.0
+    return row
+
+
+async def openai_rotation(load: Load) -> Row:
+    """The OpenAI SDK over `gateway.http_client()`: likewise, and it is told nothing of it."""
+
+    def reader(gateway: gz_trio.Gateway, base_url: str) -> Reader:
+        sdk = openai.AsyncOpenAI(
+            api_key="not the gateway's",
+            base_url=base_url,
+            max_retries=0,
+            http_client=gateway.http_client(httpx2),
+        )
+
+        async def read(number: int, opened: Callable[[], None]) -> str:
+            text = ""
+            stream = await sdk.chat.completions.create(
+                model="fake-model",
+                messages=[{"role": "user", "content": f"Question {number}"}],
+                stream=True,
+            )
+            async for chunk in stream:
+                for choice in chunk.choices:
+                    if not text and choice.delta.content:
+                        opened()
+                    text += choice.delta.content or ""
+            return text
+
+        return read
+
+    of_sdk = replace(load, streams=SDK_STREAMS)
+    return await _rotation(of_sdk, "the OpenAI SDK, the key dies", reader)
+
+
+Reader = Callable[[int, Callable[[], None]], Awaitable[str]]
+"""Reads the stream of that number to its end, tells when its first token is there, and gives its
+text."""
+
+
+async def _rotation(
+    load: Load, name: str, new_reader: Callable[[gz_trio.Gateway, str], Reader]
+) -> Row:
+    """The key dies when each of the streams has its first token.
+
+    Args:
+        load: The streams.
+        name: Of the row.
+        new_reader: What reads through a gateway, given its base URL too.
+    """
+    counts = Counts()
     intended = FakeGateway(tokens=load.tokens).intended
     calls: list[gz_trio.Key | None] = []
 
@@ -128,16 +198,11 @@ async def gz_trio_rotation(load: Load) -> Row:
         calls.append(rejected)
         return "sk-2"
 
-    async def stream(gateway: gz_trio.Gateway, number: int) -> None:
+    async def stream(read: Reader, number: int) -> None:
         text = ""
         try:
-            async with gateway.stream(body(number)) as reply:
-                async for delta in reply:
-                    if not text and delta.text:
-                        counts.opened(load)
-                    text += delta.text
-                pauses.append(reply.timing.paused)
-        except gz_trio.GatewayError as error:
+            text = await read(number, partial(counts.opened, load))
+        except (gz_trio.GatewayError, openai.OpenAIError) as error:
             counts.errors.append(f"stream {number}: {error}")
         if text != intended(body(number)):
             counts.errors.append(f"stream {number} has another text than was meant")
@@ -147,9 +212,10 @@ async def gz_trio_rotation(load: Load) -> Row:
         gz_trio.open_authenticator(gz_trio.MemoryKeyStore("sk-1"), refresh) as authenticator,
         gz_trio.open_gateway(server.base_url, authenticator) as gateway,
     ):
+        read = new_reader(gateway, server.base_url)
         async with trio.open_nursery() as nursery:
             for number in range(load.streams):
-                nursery.start_soon(stream, gateway, number)
+                nursery.start_soon(stream, read, number)
             with trio.fail_after(OPEN_SECONDS):
                 await counts.all_open.wait()
             cpu = time.process_time()
@@ -158,15 +224,12 @@ async def gz_trio_rotation(load: Load) -> Row:
         rejected = json.loads(await server.tell("counts"))["rejected"]
     if len(calls) != 1:
         counts.errors.append(f"{len(calls)} refreshes for one rotation")
-    pauses.sort()
     return Row(
-        "gz_trio, the key dies",
+        name,
         {
             "streams": load.streams,
             "rejected": rejected,
             "refreshes": len(calls),
-            "paused_ms_p50": pauses[len(pauses) // 2] * 1e3 if pauses else 0.0,
-            "paused_ms_max": pauses[-1] * 1e3 if pauses else 0.0,
             "cpu_ms_per_stream_to_its_end": cpu / load.streams * 1e3,
         },
         tuple(counts.errors),

@@ -19,6 +19,7 @@ AT_1600 = Pace(streams=1600)
 TLS = Pace(streams=400, tls=True)
 COARSE = Pace(streams=200, tick=0.001)
 SLOW = Pace(streams=5000, interval=1.0)
+SDK = Pace(streams=500, interval=0.2)
 FLAT_1 = Pace(streams=100, interval=0.0)
 FLAT_20 = Pace(streams=100, interval=0.0, per_write=20)
 PAUSED_STREAMS = 10_000
@@ -288,6 +289,15 @@ ROWS = (
                 *("uvloop-callback", "raw-trio", "httpx2", "openai"),
                 *("uvloop-waiting", "trio-waiting"),
             )
+        ),
+    ),
+    Row(
+        "sdk",
+        "500 streams of the OpenAI SDK, every 200 ms",
+        "µs/token",
+        (),
+        tuple(
+            Case("steady", peer, SDK) for peer in ("openai", "openai-transport", "openai-gateway")
         ),
     ),
     Row(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from gz_trio.simulate import Result
 
+from .figures import ScenarioFailed
 from .processes import CLIENT_CORE, ROOT, pin
 
 KEY = "sk-1"
@@ -27,10 +28,6 @@ LOOK_SECONDS = 0.25
 PROBE = ROOT / "benchmarks" / "probe"
 SHARD = "gz_trio.simulate._worker"
 FAKE_GATEWAY = "gz_trio.simulate._fake_gateway"
-
-
-class SimulationFailed(Exception):
-    """The command has ended otherwise than well."""
 
 
 class Simulation:
@@ -56,18 +53,18 @@ class Simulation:
         """Wait for the end; what came out.
 
         Raises:
-            SimulationFailed: It has ended otherwise than well, or does not end.
+            ScenarioFailed: It has ended otherwise than well, or does not end.
         """
         deadline = time.monotonic() + END_SECONDS
         while self._process.poll() is None:
             if time.monotonic() > deadline:
-                raise SimulationFailed(f"no end after {END_SECONDS:g} s: {self._last_words()}")
+                raise ScenarioFailed(f"no end after {END_SECONDS:g} s: {self._last_words()}")
             for pid in self.processes():
                 with suppress(OSError, ValueError):
                     self.peaks[pid] = max(peak_mib(pid), self.peaks.get(pid, 0.0))
             time.sleep(LOOK_SECONDS)  # Looking costs CPU.
         if self._process.returncode:
-            raise SimulationFailed(f"exit code {self._process.returncode}: {self._last_words()}")
+            raise ScenarioFailed(f"exit code {self._process.returncode}: {self._last_words()}")
         return Result.read(self._folder)
 
     def _last_words(self) -> str:

@@ -9,13 +9,10 @@ A round in which the server itself was late says nothing, and is left out.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,18 +21,16 @@ import msgspec
 
 from gz_trio.simulate import Result
 
-from . import stats
 from .capacity import SERVER_BUSY
+from .figures import Beside, Figure, Row, ScenarioFailed
 from .load_server import Counts, Lateness, Plan
 from .peers import Load
 from .peers.gz import SPREAD_SECONDS, TOKENS, TURNS
-from .processes import CLIENT_CORE, SERVER_CORE, Process, busy_seconds, pin, start
-from .report import machine, table
+from .processes import CLIENT_CORE, SERVER_CORE, Process, busy_seconds, pin, serving, start
 from .simulation import (
     FAKE_GATEWAY,
     SHARD,
     Simulation,
-    SimulationFailed,
     cpu_seconds,
     simulate,
 )
@@ -88,99 +83,17 @@ class Slope:
         return sum(self.cpu.values())
 
 
-class Figure(msgspec.Struct, kw_only=True):
-    """A figure that is held to a bound, in each round.
-
-    Attributes:
-        what: It is.
-        unit: Of it.
-        limit: The bound.
-        at_most: Whether it is one from above.
-        values: Of the rounds that say something.
-        left_out: Why others say nothing.
-    """
-
-    what: str
-    unit: str
-    limit: float
-    at_most: bool = True
-    values: list[float] = []
-    left_out: list[str] = []
-
-    def interval(self) -> stats.Interval | None:
-        """Where it lies."""
-        return stats.bootstrap(self.values) if self.values else None
-
-    def verdict(self) -> str:
-        """Whether the bound holds: `invalid` if no round says anything."""
-        interval = self.interval()
-        if interval is None:
-            return "invalid"
-        return stats.verdict(interval, self.limit, at_most=self.at_most)
-
-
-class Row(msgspec.Struct, kw_only=True):
-    """A line of the issue's table.
-
-    Attributes:
-        title: What was done.
-        figures: What it is held to.
-        beside: What else was seen: the median of the rounds.
-        broken: What must not be.
-    """
-
-    title: str
-    figures: list[Figure] = []
-    beside: dict[str, float] = {}
-    broken: list[str] = []
-
-    @property
-    def held(self) -> bool:
-        """Whether nothing is missed."""
-        return not self.broken and not any(
-            figure.verdict() in ("missed", "invalid") for figure in self.figures
-        )
-
-
-class Beside:
-    """Collects what else is seen, round by round."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, list[float]] = {}
-
-    def see(self, **values: float) -> None:
-        """One round."""
-        for name, value in values.items():
-            self._values.setdefault(name.replace("_", " "), []).append(value)
-
-    def slope(self, slope: Slope) -> None:
-        """What every slope tells."""
-        self.see(
-            tokens_a_second=slope.tokens / slope.seconds,
-            server_busy=slope.server,
-            server_late_p99_ms=slope.late.p99,
-            others_on_the_clients_core=slope.others,
-        )
-
-    def medians(self) -> dict[str, float]:
-        """Of each, rounded: a clock is not worth more."""
-        return {
-            name: round(sorted(values)[len(values) // 2], 4)
-            for name, values in self._values.items()
-        }
+def see(beside: Beside, slope: Slope) -> None:
+    """What every slope tells."""
+    beside.see(
+        tokens_a_second=slope.tokens / slope.seconds,
+        server_busy=slope.server,
+        server_late_p99_ms=slope.late.p99,
+        others_on_the_clients_core=slope.others,
+    )
 
 
 # One run
-
-
-@contextmanager
-def serving(plan: Plan) -> Generator[Process]:
-    """The load server."""
-    server = Process("benchmarks.load_server", plan, SERVER_CORE, {})
-    try:
-        yield server
-    finally:
-        server.end()
 
 
 @contextmanager
@@ -210,12 +123,12 @@ def until_requests(server: Process, count: int) -> None:
     """Wait until the server has read so many.
 
     Raises:
-        SimulationFailed: It takes too long.
+        ScenarioFailed: It takes too long.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while server.ask("mark", Counts).requests < count:
         if time.monotonic() > deadline:
-            raise SimulationFailed(f"fewer than {count} requests after {PATIENCE_SECONDS:g} s")
+            raise ScenarioFailed(f"fewer than {count} requests after {PATIENCE_SECONDS:g} s")
         time.sleep(LOOK_SECONDS)  # Looking costs CPU.
 
 
@@ -309,7 +222,7 @@ def true_figures(rounds: int) -> Row:
             delays, ways = noted_ms(Path(samples), WARM_UP, WARM_UP + DURATION)
         p99 = delays[int(len(delays) * 0.99)]
         share = result.requests_per_second / (USERS / seen.answer_seconds)
-        beside.slope(seen)
+        see(beside, seen)
         beside.see(
             p50_ms=delays[len(delays) // 2],
             p99_ms=p99,
@@ -339,7 +252,7 @@ def cost(rounds: int) -> Row:
         pair = [_cost_of_simulator, _cost_of_transport]
         seen = {measure: measure() for measure in (pair if number % 2 else pair[::-1])}
         ours, bare = seen[_cost_of_simulator], seen[_cost_of_transport]
-        beside.slope(ours)
+        see(beside, ours)
         beside.see(
             command_us_a_token=ours.cpu["command"],
             shard_us_a_token=ours.cpu["shards"],
@@ -373,7 +286,7 @@ def _cost_of_transport() -> Slope:
         seen = slope(pair.server, {pair.client_pid: "transport"}, SLOPE_SECONDS)
         errors = pair.mark().client.errors
         if errors:
-            raise SimulationFailed(errors[0])
+            raise ScenarioFailed(errors[0])
         return seen
 
 
@@ -393,7 +306,7 @@ def many_users(_: int) -> Row:
         result = run.end()
     memory.values.append(sum(run.peaks[pid] for pid in kinds))
     beside = Beside()
-    beside.slope(seen)
+    see(beside, seen)
     beside.see(
         shard_us_a_token=seen.cpu["shards"],
         command_us_a_token=seen.cpu["command"],
@@ -445,7 +358,7 @@ def _pin_fake_gateway(run: Simulation) -> None:
                 pin(pid, SERVER_CORE)
                 return
         time.sleep(LOOK_SECONDS)  # Looking costs CPU.
-    raise SimulationFailed("the simulation has started no fake gateway")
+    raise ScenarioFailed("the simulation has started no fake gateway")
 
 
 def two_processes(rounds: int) -> Row:
@@ -463,7 +376,7 @@ def two_processes(rounds: int) -> Row:
             seen[processes], broken = _shared(users, processes)
             row.broken += broken
         both, half = seen[2], seen[1]
-        beside.slope(both)
+        see(beside, both)
         beside.see(
             two_shards_us_a_token=both.cpu["shards"],
             their_command_us_a_token=both.cpu["command"],
@@ -527,8 +440,6 @@ def _seconds_bound(result: Result) -> int:
     return len({bound.second for bound in result.client_bound})
 
 
-# All of them
-
 SCENARIOS: tuple[Callable[[int], Row], ...] = (
     true_figures,
     cost,
@@ -536,87 +447,3 @@ SCENARIOS: tuple[Callable[[int], Row], ...] = (
     storm,
     two_processes,
 )
-
-
-def run(path: Path, rounds: int = ROUNDS) -> bool:
-    """Run all of it, print what it gave, and write it beside each other as JSON and Markdown.
-
-    Args:
-        path: The JSON file.
-        rounds: How often the rows are measured that are compared.
-
-    Returns:
-        Whether nothing is missed.
-    """
-    rows: list[Row] = []
-    cores = os.sched_getaffinity(0)
-    pin(0, SERVER_CORE)
-    for scenario in SCENARIOS:
-        began = time.monotonic()
-        try:
-            rows.append(scenario(rounds))
-        except SimulationFailed as error:
-            rows.append(Row(title=(scenario.__doc__ or "").strip(), broken=[str(error)]))
-        print(f"{time.monotonic() - began:6.0f} s  {rows[-1].title}", file=sys.stderr, flush=True)
-        path.parent.mkdir(exist_ok=True)
-        # After each row: a run that is broken off has not been for nothing.
-        path.write_text(json.dumps(_document(rows), indent=1) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(to_markdown(rows), encoding="utf-8")
-    os.sched_setaffinity(0, cores)
-    print(to_markdown(rows))
-    return all(row.held for row in rows)
-
-
-def _document(rows: Sequence[Row]) -> dict[str, object]:
-    return {
-        "machine": machine(),
-        "rows": [
-            {
-                **msgspec.to_builtins(row),
-                "figures": [
-                    {
-                        **msgspec.to_builtins(figure),
-                        "interval": msgspec.to_builtins(figure.interval()),
-                        "verdict": figure.verdict(),
-                    }
-                    for figure in row.figures
-                ],
-            }
-            for row in rows
-        ],
-    }
-
-
-def to_markdown(rows: Sequence[Row]) -> str:
-    """The tables."""
-    return "\n".join(line for row in rows for line in _lines(row))
-
-
-def _lines(row: Row) -> Iterator[str]:
-    yield from (f"### {row.title}", "")
-    if row.figures:
-        cells = [
-            [figure.what, _bound(figure), _seen(figure.interval()), figure.verdict()]
-            for figure in row.figures
-        ]
-        yield from table(["", "bound", "seen, 95 % interval", "verdict"], cells)
-        yield ""
-    if row.beside:
-        beside = "; ".join(f"{name} {value:,.4g}" for name, value in row.beside.items())
-        yield from (f"Beside it, medians: {beside}.", "")
-    for figure in row.figures:
-        for why in figure.left_out:
-            yield from (f"A round says nothing: {why}.", "")
-    for what in row.broken:
-        yield from (f"Broken: {what}.", "")
-
-
-def _bound(figure: Figure) -> str:
-    word = "at most" if figure.at_most else "at least"
-    return f"{word} {figure.limit:g} {figure.unit}".strip()
-
-
-def _seen(interval: stats.Interval | None) -> str:
-    if interval is None:
-        return "nothing"
-    return f"{interval.middle:.3g} ({interval.low:.3g} to {interval.high:.3g})"

@@ -67,7 +67,21 @@ PEERS = {
     "httpx2": Peer(
         "httpx2 on Trio", "httpx_trio", "trio", ("httpx2", "httpcore2", "trio"), "httpx2"
     ),
-    "openai": Peer("OpenAI SDK on Trio", "openai_trio", "trio", ("openai", "trio")),
+    "openai": Peer("OpenAI SDK on Trio", "openai_trio", "trio", ("openai", "httpx2", "trio")),
+    "openai-transport": Peer(
+        "OpenAI SDK over httpx_transport",
+        "openai_trio",
+        "trio",
+        ("openai", "httpx2", *_GZ_TRIO),
+        "transport",
+    ),
+    "openai-gateway": Peer(
+        "OpenAI SDK over gateway.http_client",
+        "openai_trio",
+        "trio",
+        ("openai", "httpx2", *_GZ_TRIO),
+        "gateway",
+    ),
     "aiohttp": Peer("aiohttp on uvloop", "aiohttp_uvloop", "uvloop", ("aiohttp", "uvloop")),
     "raw-trio": Peer("raw Trio stream", "raw_trio", "trio", ("trio", "httptools", "msgspec")),
     "uvloop-reader": Peer(

@@ -1,4 +1,4 @@
-"""What the benchmark of the simulator sees of a run, and what it says of rounds."""
+"""What the benchmark of the simulator sees of a run."""
 
 import subprocess
 import sys
@@ -8,46 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.load_server import Counts, Plan
+from benchmarks.processes import serving
 from benchmarks.simulation import cpu_seconds, peak_mib, simulate, tree
-from benchmarks.simulator import (
-    Figure,
-    Row,
-    kinds_of,
-    noted_ms,
-    serving,
-    simulating,
-    slope,
-    to_markdown,
-    until_requests,
-)
+from benchmarks.simulator import kinds_of, noted_ms, simulating, slope, until_requests
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks run on Linux")
-
-
-def test_a_bound_is_met_or_missed_only_if_all_of_the_interval_says_so() -> None:
-    def verdict(*values: float, at_most: bool = True) -> str:
-        return Figure(what="", unit="", limit=5, at_most=at_most, values=[*values]).verdict()
-
-    assert verdict(1, 2, 3) == "met"
-    assert verdict(6, 7, 8) == "missed"
-    assert verdict(1, 9, 1) == "undecided"
-    assert verdict(6, 7, 8, at_most=False) == "met"
-    assert verdict() == "invalid"
-
-
-def test_a_row_holds_if_nothing_is_missed_invalid_or_broken() -> None:
-    met = Figure(what="", unit="", limit=5, values=[1])
-    assert Row(title="", figures=[met]).held
-    assert not Row(title="", figures=[met, Figure(what="", unit="", limit=5, values=[6])]).held
-    assert not Row(title="", figures=[met, Figure(what="", unit="", limit=5)]).held
-    assert not Row(title="", figures=[met], broken=["a shard has died"]).held
-
-
-def test_the_tables_tell_why_a_round_says_nothing() -> None:
-    figure = Figure(what="lateness", unit="ms", limit=5, left_out=["the server was late"])
-    table = to_markdown([Row(title="1,000 users", figures=[figure])])
-    assert "| lateness | at most 5 ms | nothing             | invalid |" in table
-    assert "A round says nothing: the server was late." in table
 
 
 def test_the_cpu_of_a_process_and_of_those_that_it_starts_is_seen() -> None:

@@ -20,7 +20,7 @@ from gz_trio import (
     open_gateway,
     open_session,
 )
-from gz_trio._chat.gateway import KeyHeader
+from gz_trio._chat.requests import KeyHeader
 from gz_trio.testing import Cut, FakeGateway
 from tests.chats import BODY, open_over, tell
 

@@ -1,8 +1,6 @@
 """The examples in which other people's clients use the proxy, run as they say."""
 
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +20,7 @@ Command = list[str | Path]
 
 
 @pytest.fixture(params=["curl", "langchain", "node"])
-def example(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> tuple[Command, Callable[[bytes], str]]:
+def example(request: pytest.FixtureRequest) -> tuple[Command, Callable[[bytes], str]]:
     """A command, and what makes a text of its output."""
     match request.param:
         case "curl":
@@ -33,16 +29,10 @@ def example(
             program = EXAMPLES / "langchain_chat.py"
             return [sys.executable, program, "fake-model", QUESTION], bytes.decode
         case _:
-            if not shutil.which("npm"):
-                missing = "npm is not installed: `apt-get install nodejs npm`"
-                if os.environ.get("CI") == "true":
-                    pytest.fail(missing)
-                pytest.skip(missing)
-            ignored = shutil.ignore_patterns("node_modules")
-            shutil.copytree(EXAMPLES / "node", tmp_path / "node", ignore=ignored)
-            npm = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
-            subprocess.run(npm, cwd=tmp_path / "node", check=True)
-            return ["node", tmp_path / "node" / "chat.mjs", "fake-model", QUESTION], bytes.decode
+            node = EXAMPLES / "node"
+            if "CI" not in os.environ and not (node / "node_modules").exists():
+                pytest.skip(f"the SDK is not installed: `npm ci` in {node}")
+            return ["node", node / "chat.mjs", "fake-model", QUESTION], bytes.decode
 
 
 async def test_an_example_outlives_a_rotation(

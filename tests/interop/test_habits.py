@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 
 import pytest
 import trio
-import trio.testing
 
 import gz_trio
 from gz_trio.testing import FakeGateway, Stall
