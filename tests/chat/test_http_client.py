@@ -48,8 +48,9 @@ async def test_it_is_a_client_of_the_module_that_is_named(
         assert isinstance(client, module.AsyncClient)
         assert str(client.base_url) == f"{fake.base_url}/"
         assert text_in(await lines(client)) == fake.intended(BODY)
-        with pytest.raises(module.UnsupportedProtocol):
-            await client.get("http://elsewhere.test/v1/models")
+        for elsewhere in ("http://elsewhere.test/v1", "https://gateway.test/v1", "ftp://a.test"):
+            with pytest.raises(module.UnsupportedProtocol):
+                await client.get(elsewhere)
     assert fake.refreshes == 1
 
 
@@ -333,9 +334,13 @@ async def test_the_gateways_own_timeouts_hold_unless_the_client_has_others(
 ) -> None:
     fake = FakeGateway()
     fake.fault(Stall(50.0))
+    fake.fault(Stall(50.0), token=3, times=None)
     async with open_over(fake, timeouts=Timeouts(first_token=60.0, between_tokens=5.0)) as gateway:
-        assert text_in(await lines(gateway.http_client())) == fake.intended(BODY)
-    assert len(fake.requests) == 1
+        client = gateway.http_client()
+        with pytest.raises(httpx.ReadTimeout, match="no next token came within 5 s"):
+            await client.post("/chat/completions", json=STREAMED)
+        response = await client.post("/chat/completions", json=STREAMED, timeout=55.0)
+    assert text_in(response.text.split("\n")) == fake.intended(BODY)
 
 
 async def test_a_gateway_that_is_down_is_a_read_error(autojump_clock: MockClock) -> None:

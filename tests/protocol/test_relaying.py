@@ -14,9 +14,9 @@ from gz_trio._protocol.relaying import (
     event_name,
     messages_mark,
     messages_retold,
-    renamed,
     responses_mark,
     responses_retold,
+    with_names,
 )
 
 
@@ -188,7 +188,7 @@ def test_a_second_answer_has_the_ids_and_numbers_of_the_first() -> None:
 
 def test_only_whole_texts_are_renamed() -> None:
     value = {"a": ["x", {"b": "x", "c": "xx"}], "x": 1}
-    assert renamed(value, {"x": "y"}) == {"a": ["y", {"b": "y", "c": "xx"}], "x": 1}
+    assert with_names(value, {"x": "y"}) == {"a": ["y", {"b": "y", "c": "xx"}], "x": 1}
 
 
 def test_an_event_is_named_by_its_type() -> None:

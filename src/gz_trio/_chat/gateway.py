@@ -30,7 +30,7 @@ from .._transport.origin import Origin
 from .buffer import EventBuffer
 from .history import History
 from .history_calls import HistoryCalls
-from .http_client import ClientT, HttpxClients, new_http_client
+from .http_client import ClientT, HttpxClients, Renamed, new_http_client
 from .receiving import Receiver, ReplySettings
 from .remembering import open_remembering
 from .reply import Reply
@@ -61,6 +61,7 @@ class Gateway:
         self._nursery = nursery
         self._settings = settings
         self._now = now
+        self._renamed = Renamed()
         # Once for all replies: each of them keeps both.
         self._receive = self._make_reply
         self._make_request = requests.of_reply
@@ -283,6 +284,7 @@ class Gateway:
             self._authenticator,
             make_reply=self._receive,
             settings=self._settings,
+            renamed=self._renamed,
             now=self._now,
         )
 

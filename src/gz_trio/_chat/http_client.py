@@ -34,7 +34,7 @@ from .._protocol.errors import (
 )
 from .._protocol.events import Delta, Finished, RawEvent
 from .._protocol.keys import KEY_HEADERS, Key
-from .._protocol.relaying import event_name, renamed
+from .._protocol.relaying import event_name, with_names
 from .._protocol.resumption import NextRequest
 from .._protocol.settings import Timeouts
 from .._protocol.sse import encode_event
@@ -85,24 +85,30 @@ def new_http_client(
     *,
     make_reply: Callable[..., tuple[Receiver, Reply]],
     settings: ReplySettings,
+    renamed: Renamed,
     now: Callable[[], float],
 ) -> ClientT:
     """See `Gateway.http_client`; the arguments are those of `GatewayTransport`."""
     named = cast("ModuleType", module)
     timeouts = settings.timeouts
     silences = (timeouts.first_token, timeouts.between_tokens)
+    # httpx has one for both.
+    timeout = named.Timeout(None, connect=timeouts.connect, read=max(map(seconds_of, silences)))
+    transport_class = with_base(GatewayTransport, named.AsyncBaseTransport)
     return module.AsyncClient(
         base_url=requests.base_url,
-        transport=with_base(GatewayTransport, named.AsyncBaseTransport)(
+        transport=transport_class(
             named,
             requests,
             transport,
             authenticator,
             make_reply=make_reply,
             settings=settings,
+            default_timeout=timeout.as_dict(),
+            renamed=renamed,
             now=now,
         ),
-        timeout=named.Timeout(None, connect=timeouts.connect, read=max(map(seconds_of, silences))),
+        timeout=timeout,
         trust_env=False,
     )
 
@@ -118,6 +124,8 @@ class GatewayTransport:
         make_reply: Makes a reply of a body, and what receives it.
         settings: How often to try again, how long to wait where the client does not say, and how
             to resume.
+        default_timeout: What the client has where it does not say.
+        renamed: The ids that the gateway does not know.
         now: Unix time in seconds.
     """
 
@@ -130,6 +138,8 @@ class GatewayTransport:
         *,
         make_reply: Callable[..., tuple[Receiver, Reply]],
         settings: ReplySettings,
+        default_timeout: Mapping[str, float | None],
+        renamed: Renamed,
         now: Callable[[], float],
     ) -> None:
         self._module = module
@@ -138,8 +148,9 @@ class GatewayTransport:
         self._authenticator = authenticator
         self._make_reply = make_reply
         self._settings = settings
+        self._default_timeout = default_timeout
+        self._renamed = renamed
         self._now = now
-        self._renamed = _Renamed()
         self._origin = Origin.of(requests.base_url)
         base_path = httpx.URL(requests.base_url).path.rstrip("/")
         # Of an SDK's base URL and the gateway's, either may lack the `/v1`.
@@ -158,11 +169,10 @@ class GatewayTransport:
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send `request`, and wait for its answer to begin. A checkpoint."""
-        origin = Origin.of(str(request.url))
-        if origin != self._origin:
+        if not self._is_ours(request.url):
             raise self._module.UnsupportedProtocol(
-                f"this client sends the key for {self._origin} with each request: one to {origin} "
-                "needs another client"
+                f"this client sends the key of {self._origin} with each request: what goes to "
+                f"{request.url.host or 'no host'} by {request.url.scheme} needs another client"
             )
         call = _Call(request, await request.aread(), self._apis, self._renamed)
         answer = self._stream(call, call.api) if call.api and call.streams else self._send(call)
@@ -172,6 +182,13 @@ class GatewayTransport:
             raise broken(self._module, error) from error
 
     # What is sent
+
+    def _is_ours(self, url: httpx.URL) -> bool:
+        """Whether it is of the gateway's origin."""
+        try:
+            return Origin.of(str(url)) == self._origin
+        except ProtocolError:
+            return False
 
     def _headers(self, call: _Call) -> dict[str, str]:
         """The gateway's own, and the call's, which come first."""
@@ -185,7 +202,7 @@ class GatewayTransport:
         """The client's. They count the gateway's silence, and not what we wait for."""
         ours = self._settings.timeouts
         given: Mapping[str, float | None] | None = call.request.extensions.get("timeout")
-        if given is None:
+        if given in (None, self._default_timeout):
             return ours
         read = given.get("read")
         return Timeouts(
@@ -389,7 +406,7 @@ class _Call:
     """
 
     def __init__(
-        self, request: httpx.Request, content: bytes, apis: Mapping[str, Api], names: _Renamed
+        self, request: httpx.Request, content: bytes, apis: Mapping[str, Api], names: Renamed
     ) -> None:
         self.request = request
         self.content = content
@@ -426,7 +443,7 @@ class _Call:
         return self.api is not None or idempotent or "idempotency-key" in self.request.headers
 
 
-class _Renamed:
+class Renamed:
     """The ids that readers were told of answers which came again, under others, from the server.
 
     They may ask about them later: to go on with `previous_response_id`, say.
@@ -446,7 +463,7 @@ class _Renamed:
 
     def in_body(self, body: object) -> dict[str, object]:
         """A request's body, with the server's own."""
-        return cast("dict[str, object]", renamed(body, self._names))
+        return cast("dict[str, object]", with_names(body, self._names))
 
     def in_url(self, url: str) -> str:
         """Its URL, likewise."""
@@ -476,7 +493,7 @@ class _Events:
         renamed: Is told of the ids that the server does not know.
     """
 
-    def __init__(self, reply: Reply, block: BodyReply, api: Api, renamed: _Renamed) -> None:
+    def __init__(self, reply: Reply, block: BodyReply, api: Api, renamed: Renamed) -> None:
         self._events = reply.events()
         self._block = block
         self._api = api

@@ -156,7 +156,7 @@ class Identities:
         if "sequence_number" in frame and self._number is not None:
             self._number += 1
             frame["sequence_number"] = self._number
-        return msgspec.json.encode(renamed(frame, self._names))
+        return msgspec.json.encode(with_names(frame, self._names))
 
 
 _INTRODUCING = {
@@ -164,10 +164,10 @@ _INTRODUCING = {
 }  # fmt: skip
 
 
-def renamed(value: object, names: Mapping[str, str]) -> object:
+def with_names(value: object, names: Mapping[str, str]) -> object:
     """A JSON value with other names in place of some that it holds as texts.
 
-    >>> renamed({"id": "msg_2", "text": "of msg_2"}, {"msg_2": "msg_1"})
+    >>> with_names({"id": "msg_2", "text": "of msg_2"}, {"msg_2": "msg_1"})
     {'id': 'msg_1', 'text': 'of msg_2'}
     """
     match value:
@@ -175,9 +175,9 @@ def renamed(value: object, names: Mapping[str, str]) -> object:
             return names.get(value, value)
         case dict():
             fields = cast("dict[str, object]", value)
-            return {name: renamed(field, names) for name, field in fields.items()}
+            return {name: with_names(field, names) for name, field in fields.items()}
         case list():
-            return [renamed(item, names) for item in cast("list[object]", value)]
+            return [with_names(item, names) for item in cast("list[object]", value)]
         case _:
             return value
 
