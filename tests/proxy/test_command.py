@@ -4,7 +4,9 @@ import re
 import signal
 import sys
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
@@ -153,6 +155,25 @@ async def test_it_starts_without_a_key_and_waits_for_a_sign_in_on_the_page(
         )
         assert signed_in.is_success
         assert (await client.post(CHAT, json=BODY)).status_code == 200
+
+
+async def test_the_key_goes_into_the_header_that_the_gateway_wants_it_in() -> None:
+    heads: list[bytes] = []
+
+    async def answer(stream: trio.SocketStream) -> None:
+        heads.append(bytes(await stream.receive_some()).lower())
+        await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+    async with trio.open_nursery() as nursery:
+        serve = partial(trio.serve_tcp, answer, 0, host="127.0.0.1")
+        (listener,) = cast("list[trio.SocketListener]", await nursery.start(serve))
+        url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}/v1"
+        options = ("--base-url", url, "--key-header", "x-api-key")
+        async with server(*options, GZ_API_KEY="sk-1") as proxy, await client_of(proxy) as client:
+            assert (await client.get("/v1/models")).status_code == 200
+        nursery.cancel_scope.cancel()
+    assert b"\r\nx-api-key: sk-1\r\n" in heads[0]
+    assert b"authorization" not in heads[0]
 
 
 async def test_without_a_local_token_none_is_printed() -> None:

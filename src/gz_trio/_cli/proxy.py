@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
+from typing import Literal
 
 import trio
 
@@ -17,6 +18,8 @@ from .gateway import print_line
 from .keys import key_at_hand
 from .run import UsageError
 
+KeyHeader = Literal["Authorization", "x-api-key", "api-key"]
+
 _HEADER = " -H 'Authorization: Bearer LOCAL_TOKEN'"
 
 
@@ -27,6 +30,7 @@ async def serve(
     *,
     place: Place,
     refresh_command: str | None,
+    key_header: KeyHeader,
     model: str | None,
     local_token: bool,
     environment: Mapping[str, str],
@@ -46,7 +50,9 @@ async def serve(
                     authenticator = await stack.enter_async_context(
                         open_authenticator(at_hand.store, refresh, wait_for_sign_in=True)
                     )
-                    gateway = await stack.enter_async_context(open_gateway(base_url, authenticator))
+                    gateway = await stack.enter_async_context(
+                        open_gateway(base_url, authenticator, key_header=key_header)
+                    )
                     proxy = await stack.enter_async_context(
                         open_proxy(
                             gateway,

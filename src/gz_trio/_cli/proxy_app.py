@@ -43,6 +43,7 @@ def serve_proxy(
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65_535))] = 8399,
     place: Place = NO_PLACE,
     refresh_command: str | None = None,
+    key_header: command.KeyHeader = "Authorization",
     model: str | None = None,
     no_local_token: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
@@ -54,6 +55,7 @@ def serve_proxy(
         port: The port; 0 takes any that is free.
         place: Where the key is.
         refresh_command: A program that prints a new key, with its arguments; no shell runs it.
+        key_header: The header that the gateway wants its key in.
         model: The model that the page begins with.
         no_local_token: Serve every program of this machine, whatever it sends for a key.
     """
@@ -65,6 +67,7 @@ def serve_proxy(
             port,
             place=place,
             refresh_command=refresh_command,
+            key_header=key_header,
             model=model,
             local_token=not no_local_token,
             environment=os.environ,
