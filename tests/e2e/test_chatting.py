@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from playwright.sync_api import expect
 
-from gz_trio.testing import FakeGateway, Status
+from gz_trio.testing import FakeGateway, Stall, Status
 from tests.e2e.browsing import ANSWER, COUNTED, OpenSite, ask, counted, devtools, shows_one_turn
 
 QUESTION = "How long is it?"
@@ -73,7 +73,9 @@ def test_escape_stops_the_answer_upstream_and_it_can_be_asked_again(open_site: O
 
 
 def test_enter_sends_and_shift_enter_begins_a_line(open_site: OpenSite) -> None:
-    site = open_site(FakeGateway(answer=counted))
+    fake = FakeGateway(answer=counted)
+    fake.fault(Stall(0.5), path="/v1/models")  # It is asked as soon as there is a model to ask.
+    site = open_site(fake)
     page = site.open()
     expect(page.locator("#question")).to_be_focused()
     page.keyboard.type("One line,")

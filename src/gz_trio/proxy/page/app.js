@@ -16,6 +16,8 @@ let hasMore = false;
 let history = true; // whether the gateway keeps one
 let account = null;
 let models = { models: [], default: null };
+let modelsKnown = false;
+let held = false; // a question that was sent before there was a model to ask
 let reading = new AbortController(); // of all that is being read
 
 // What is shown
@@ -231,6 +233,10 @@ async function readModels() {
     models = await call("models", { signal: reading.signal });
   } catch (error) {
     complain(error);
+    if (error.name !== "AbortError") {
+      modelsKnown = true;
+      release();
+    }
     return;
   }
   $("models").replaceChildren(
@@ -241,6 +247,15 @@ async function readModels() {
     }),
   );
   chooseModel();
+  modelsKnown = true;
+  release();
+}
+
+function release() {
+  if (held) {
+    held = false;
+    $("composer").requestSubmit();
+  }
 }
 
 function chooseModel() {
@@ -449,6 +464,9 @@ function takeAccount(news) {
     startOver(); // what is here may be another's
   }
   drawAccount();
+  if (news.epoch === null) {
+    release(); // nobody names the models
+  }
   const isNew = before && (before.epoch !== news.epoch || before.status === "error");
   if (isNew && news.status === "authenticated") {
     readAll();
@@ -554,7 +572,8 @@ function closeDrawer() {
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   const question = $("question").value.trim();
-  if (question && mayAsk()) {
+  held = question && !$("model").value.trim() && !modelsKnown && account?.epoch !== null;
+  if (question && !held && mayAsk()) {
     $("question").value = "";
     begin(question);
   }
