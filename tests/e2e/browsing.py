@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect
 
 from gz_trio import Key, MemoryKeyStore, open_authenticator, open_gateway
 from gz_trio.proxy import Proxy, open_proxy
-from gz_trio.testing import FakeGateway
+from gz_trio.testing import FakeGateway, Stall
 
 _T = TypeVar("_T")
 
@@ -199,6 +199,13 @@ def counted(body: Mapping[str, object], _attempt: int) -> list[str]:
 
 
 COUNTED = "".join(counted({}, 1)).strip()
+
+
+def stopping_at_word_8() -> FakeGateway:
+    """A gateway whose first answer goes no further, until its key dies or its reader leaves."""
+    fake = FakeGateway(answer=counted)
+    fake.fault(Stall(), token=8)
+    return fake
 
 
 def ask(page: Page, question: str) -> None:

@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from playwright.sync_api import expect
 
 from gz_trio.testing import FakeGateway, Stall, Status
-from tests.e2e.browsing import ANSWER, COUNTED, OpenSite, ask, counted, devtools, shows_one_turn
+from tests.e2e.browsing import (
+    ANSWER,
+    COUNTED,
+    OpenSite,
+    ask,
+    counted,
+    devtools,
+    shows_one_turn,
+    stopping_at_word_8,
+)
 
 QUESTION = "How long is it?"
 
@@ -53,7 +62,7 @@ def test_a_slow_network_loses_nothing(open_site: OpenSite) -> None:
 
 
 def test_escape_stops_the_answer_upstream_and_it_can_be_asked_again(open_site: OpenSite) -> None:
-    site = open_site(FakeGateway(answer=counted, token_interval=0.05))
+    site = open_site(stopping_at_word_8())
     page = site.open()
     ask(page, QUESTION)
     expect(page.locator(".answer")).to_contain_text("word-5")
@@ -66,7 +75,6 @@ def test_escape_stops_the_answer_upstream_and_it_can_be_asked_again(open_site: O
     assert site.kept() == []
     site.screenshot(page)
 
-    site.fake.token_interval = 0.0
     page.get_by_role("button", name="Try again").click()
     shows_one_turn(page, QUESTION, COUNTED)
     assert site.kept() == [("user", QUESTION), ("assistant", COUNTED + " ")]

@@ -14,6 +14,7 @@ from tests.e2e.browsing import (
     counted,
     shows_one_turn,
     sign_in,
+    stopping_at_word_8,
 )
 
 QUESTION = "What goes on?"
@@ -47,7 +48,7 @@ def test_a_key_that_died_before_the_reply_is_replaced_and_nothing_moves(
 def test_a_key_that_died_during_the_reply_is_replaced_and_nothing_is_doubled(
     open_site: OpenSite,
 ) -> None:
-    site = open_site(FakeGateway(answer=counted, token_interval=0.02))
+    site = open_site(stopping_at_word_8())
     page = site.open()
     ask(page, QUESTION)
     expect(page.locator(".answer")).to_contain_text("word-5")
@@ -100,7 +101,7 @@ def test_a_rate_limit_is_announced_and_waited_for(open_site: OpenSite) -> None:
 def test_where_the_refresh_is_refused_the_partial_text_stays_and_can_be_asked_again(
     open_site: OpenSite,
 ) -> None:
-    site = open_site(FakeGateway(answer=counted, token_interval=0.02))
+    site = open_site(stopping_at_word_8())
     page = site.open()
     ask(page, QUESTION)
     expect(page.locator(".answer")).to_contain_text("word-5")

@@ -12,6 +12,7 @@ from tests.e2e.browsing import (
     counted,
     shows_one_turn,
     sign_in,
+    stopping_at_word_8,
 )
 
 QUESTION = "Who is there?"
@@ -31,7 +32,7 @@ def hide(page: Page, hidden: bool) -> None:
 def test_a_stream_that_waits_goes_on_when_another_tab_signs_in_to_the_same_account(
     open_site: OpenSite,
 ) -> None:
-    site = open_site(FakeGateway(answer=counted, token_interval=0.02), refreshable=False)
+    site = open_site(stopping_at_word_8(), refreshable=False)
     page, other = site.open(), site.open()
     ask(page, QUESTION)
     expect(page.locator(".answer")).to_contain_text("word-5")
@@ -47,7 +48,7 @@ def test_a_stream_that_waits_goes_on_when_another_tab_signs_in_to_the_same_accou
 def test_where_another_account_signs_in_every_tab_forgets_what_it_showed(
     open_site: OpenSite,
 ) -> None:
-    site = open_site(FakeGateway(answer=counted, token_interval=0.02), refreshable=False)
+    site = open_site(stopping_at_word_8(), refreshable=False)
     page, other = site.open(), site.open()
     ask(page, QUESTION)
     expect(page.locator(".answer")).to_contain_text("word-5")
