@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import Page, expect
 
-from gz_trio.testing import FakeGateway
+from gz_trio.testing import FakeGateway, Stall
 from tests.e2e.browsing import (
     COUNTED,
     OpenSite,
@@ -109,10 +109,11 @@ def test_a_turn_is_seen_as_it_comes_in_every_tab_that_shows_its_chat(
     expect(other.locator("#sessions a")).to_have_text([QUESTION])
     other.locator("#sessions a").click()
     shows_one_turn(other, QUESTION, COUNTED)
-    site.fake.token_interval = 0.02
+    site.do(lambda: site.fake.fault(Stall(), token=8))
     ask(page, "And now?")
     expect(other.locator(".running .markdown")).to_contain_text("word-5")
     expect(other.locator("#send")).to_be_disabled()
+    site.do(site.fake.rotate)  # ends the stall
     for each in (page, other):
         expect(each.locator(".running")).to_have_count(0)
         expect(each.locator(".question .words")).to_have_text([QUESTION, "And now?"])
