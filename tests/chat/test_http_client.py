@@ -343,6 +343,17 @@ async def test_the_gateways_own_timeouts_hold_unless_the_client_has_others(
     assert text_in(response.text.split("\n")) == fake.intended(BODY)
 
 
+async def test_an_answer_that_is_no_stream_has_the_time_of_a_first_token(
+    autojump_clock: MockClock,
+) -> None:
+    fake = FakeGateway()
+    fake.fault(Stall(50.0))
+    async with open_over(fake, timeouts=Timeouts(first_token=60.0, between_tokens=5.0)) as gateway:
+        response = await gateway.http_client().post("/chat/completions", json=BODY)
+    assert response.status_code == 200
+    assert len(fake.requests) == 1
+
+
 async def test_a_gateway_that_is_down_is_a_read_error(autojump_clock: MockClock) -> None:
     fake = FakeGateway()
     fake.refuse_connections = True

@@ -289,7 +289,7 @@ class GatewayTransport:
                     repeatable=call.is_repeatable,
                 )
                 try:
-                    answer = await self._try_once(call, request, head, timeouts.between_tokens)
+                    answer = await self._try_once(call, request, head, timeouts)
                 except GatewayError as failure:
                     # What else may be sent again, its caller knows.
                     if call.api is None and not isinstance(failure, AuthenticationError):
@@ -303,9 +303,11 @@ class GatewayTransport:
             return self._failure(error, head)  # noqa: ASYNC910 - whatever failed was one
 
     async def _try_once(
-        self, call: _Call, request: Request, head: _Head, silence: float | None
+        self, call: _Call, request: Request, head: _Head, timeouts: Timeouts
     ) -> httpx.Response:
-        response = await self._in_time(self._transport.send(request), silence)
+        # Of an answer that is no stream the head comes when it is there.
+        response = await self._in_time(self._transport.send(request), timeouts.first_token)
+        silence = timeouts.between_tokens
         handed_on = False
         try:
             head.came(response.status, response.headers)
@@ -454,6 +456,8 @@ class Renamed:
 
     def add(self, names: Mapping[str, str]) -> None:
         """These were told for those of the server."""
+        if not names:
+            return
         self._names |= names
         for oldest in list(self._names)[:-MOST_RENAMED]:
             del self._names[oldest]
