@@ -15,9 +15,29 @@ from . import stats
 from .processes import SERVER_CORE, pin
 from .report import machine, table
 
+LOOK_SECONDS = 0.1
+
 
 class ScenarioFailed(Exception):
     """A scenario cannot be played to its end."""
+
+
+def until(reached: Callable[[], bool], what: str, seconds: float) -> None:
+    """Wait until it is reached.
+
+    Args:
+        reached: Asked again and again.
+        what: It is, for who is told that it was not.
+        seconds: How long, at most.
+
+    Raises:
+        ScenarioFailed: It takes longer.
+    """
+    deadline = time.monotonic() + seconds
+    while not reached():
+        if time.monotonic() > deadline:
+            raise ScenarioFailed(f"not {what} after {seconds:g} s")
+        time.sleep(LOOK_SECONDS)  # Looking costs CPU.
 
 
 class Figure(msgspec.Struct, kw_only=True):

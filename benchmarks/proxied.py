@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from .figures import Beside, Figure, Row, ScenarioFailed
+from .figures import Beside, Figure, Row, ScenarioFailed, until
 from .load_server import Plan
 from .peers import PEERS, Load
 from .peers.wire import KEY
@@ -31,7 +31,6 @@ ROUNDS = 5
 SLOPE_SECONDS = 5.0
 SETTLE_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0
-LOOK_SECONDS = 0.1
 OTHERS_BUSY = 0.25
 """So much of the proxy's core, and a token's way is as long as others let it be."""
 
@@ -101,20 +100,22 @@ def streams(plan: Plan, count: int, *, proxied: bool) -> Generator[tuple[Pair, i
         yield Pair(stack.enter_context(asking(load, SERVER_CORE, {})), server), proxy
 
 
-def until(pair: Pair, condition: Callable[[Moment], bool], what: str) -> Moment:
-    """Wait until it holds.
+def until_loaded(pair: Pair, condition: Callable[[Moment], bool], what: str) -> None:
+    """Wait until the load is that far.
 
     Raises:
         ScenarioFailed: It takes too long, or a stream broke.
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition(moment := pair.mark()):
+
+    def reached() -> bool:
+        moment = pair.mark()
+        if condition(moment):
+            return True
         if moment.client.errors:
             raise ScenarioFailed(moment.client.errors[0])
-        if time.monotonic() > deadline:
-            raise ScenarioFailed(f"not {what} after {PATIENCE_SECONDS:g} s: {moment}")
-        time.sleep(LOOK_SECONDS)  # Looking costs CPU.
-    return moment
+        return False
+
+    until(reached, what, PATIENCE_SECONDS)
 
 
 # The rows
@@ -200,8 +201,8 @@ def _steady(*, proxied: bool) -> Seen:
     plan = Plan(streams=STREAMS, interval=INTERVAL, first=1)
     with streams(plan, STREAMS, proxied=proxied) as (pair, proxy):
         pair.mark("go")
-        until(pair, lambda now: now.client.tokens > 2 * STREAMS, "streaming")
-        time.sleep(SETTLE_SECONDS)
+        until_loaded(pair, lambda now: now.client.tokens > 2 * STREAMS, "streaming")
+        time.sleep(SETTLE_SECONDS)  # What opening all of them held up is through by then.
         return watch(pair, proxy)
 
 
@@ -216,13 +217,13 @@ def many_streams(_: int) -> Row:
         assert proxy is not None
         idle, opening = peak_mib(proxy), cpu_seconds(proxy)
         pair.mark("go")
-        until(pair, lambda now: now.server.requests == MANY, "all open")
+        until_loaded(pair, lambda now: now.server.requests == MANY, "all open")
         opening = cpu_seconds(proxy) - opening
-        time.sleep(SETTLE_SECONDS)
+        time.sleep(SETTLE_SECONDS)  # As above.
         seen = watch(pair, proxy)
         if pair.mark().server.answers:
             row.broken.append("some streams had ended before all were watched")
-        until(pair, lambda now: now.client.tokens >= expected, f"{expected} tokens there")
+        until_loaded(pair, lambda now: now.client.tokens >= expected, f"{expected} tokens there")
         end = pair.mark()
         peak = peak_mib(proxy)
     if (end.server.answers, end.client.tokens, end.server.accepted) != (MANY, expected, MANY):

@@ -22,7 +22,7 @@ import msgspec
 from gz_trio.simulate import Result
 
 from .capacity import SERVER_BUSY
-from .figures import Beside, Figure, Row, ScenarioFailed
+from .figures import Beside, Figure, Row, ScenarioFailed, until
 from .load_server import Counts, Lateness, Plan
 from .peers import Load
 from .peers.gz import SPREAD_SECONDS, TOKENS, TURNS
@@ -47,7 +47,6 @@ SETTLE_SECONDS = 4.0
 """Between the first requests of all users and the slope: two answers' time."""
 
 PATIENCE_SECONDS = 90.0
-LOOK_SECONDS = 0.1
 SERVER_LATE_MS = 3.0
 NS = 1e9
 
@@ -125,11 +124,9 @@ def until_requests(server: Process, count: int) -> None:
     Raises:
         ScenarioFailed: It takes too long.
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while server.ask("mark", Counts).requests < count:
-        if time.monotonic() > deadline:
-            raise ScenarioFailed(f"fewer than {count} requests after {PATIENCE_SECONDS:g} s")
-        time.sleep(LOOK_SECONDS)  # Looking costs CPU.
+    until(
+        lambda: server.ask("mark", Counts).requests >= count, f"{count} requests", PATIENCE_SECONDS
+    )
 
 
 def slope(server: Process, kinds: dict[int, str], seconds: float) -> Slope:
@@ -351,14 +348,15 @@ def storm(_: int) -> Row:
 
 def _pin_fake_gateway(run: Simulation) -> None:
     """It is the server here: it goes to the server's core."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
+
+    def pinned() -> bool:
         for pid, command in run.processes().items():
             if FAKE_GATEWAY in command:
                 pin(pid, SERVER_CORE)
-                return
-        time.sleep(LOOK_SECONDS)  # Looking costs CPU.
-    raise ScenarioFailed("the simulation has started no fake gateway")
+                return True
+        return False
+
+    until(pinned, "a fake gateway of the simulation's", PATIENCE_SECONDS)
 
 
 def two_processes(rounds: int) -> Row:

@@ -43,6 +43,22 @@ async def run_piped(
         )
 
 
+async def run_without(package: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run a command as where a package is not installed."""
+    program = (
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == sys.argv[1]:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "from gz_trio.cli import main\n"
+        "sys.exit(main(sys.argv[2:]))\n"
+    )
+    command = [sys.executable, "-c", program, package, *arguments]
+    return await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+
+
 class Terminal:
     """A pseudo-terminal with a program at it."""
 

@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ import trio
 
 from gz_trio import Delta, FileKeyStore, Key, Record
 from gz_trio.testing import Answer, Cut, FakeGateway, SeenRequest, Stall, Status
-from tests.cli.terminal import COMMAND, Terminal, environment, run_piped, terminal
+from tests.cli.terminal import COMMAND, Terminal, environment, run_piped, run_without, terminal
 
 SIGNING_IN = "session expired, signing in again ..."
 WORDS = [f"word{number} " for number in range(30)]
@@ -493,21 +492,8 @@ class TestWhatIsWrongIsSaidInOneLine:
 
 
 async def test_a_missing_extra_is_named() -> None:
-    program = (
-        "import sys\n"
-        "class Missing:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] == sys.argv[1]:\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Missing())\n"
-        "from gz_trio.cli import main\n"
-        "sys.exit(main(['demo']))\n"
-    )
     for package in ("cyclopts", "rich"):
-        run = await trio.run_process(
-            [sys.executable, "-c", program, package],
-            capture_stdout=True, capture_stderr=True, check=False,
-        )  # fmt: skip
+        run = await run_without(package, "demo")
         assert (run.returncode, run.stdout) == (1, b"")
         assert run.stderr.decode() == (
             f"gz-trio: the command line needs the package {package}, which comes with the extra "

@@ -2,7 +2,6 @@
 
 import re
 import signal
-import sys
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import trio
 
 from gz_trio.testing import FakeGateway, Stall
-from tests.cli.terminal import run_piped
+from tests.cli.terminal import run_piped, run_without
 from tests.proxy.fronts import BODY
 from tests.servers import Server, open_server
 
@@ -214,21 +213,8 @@ async def test_a_port_that_is_taken_is_one_clear_line() -> None:
 
 
 async def test_a_missing_extra_is_named() -> None:
-    program = (
-        "import sys\n"
-        "class Missing:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] == sys.argv[1]:\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Missing())\n"
-        "from gz_trio.cli import main\n"
-        "sys.exit(main(['proxy', '--base-url', 'http://127.0.0.1:9/v1']))\n"
-    )
     for package in ("hypercorn", "starlette", "prometheus_client"):
-        run = await trio.run_process(
-            [sys.executable, "-c", program, package],
-            capture_stdout=True, capture_stderr=True, check=False,
-        )  # fmt: skip
+        run = await run_without(package, "proxy", "--base-url", "http://127.0.0.1:9/v1")
         assert (run.returncode, run.stdout) == (1, b"")
         assert run.stderr.decode() == (
             f"gz-trio: the proxy needs the package {package}, which comes with the extra "

@@ -63,6 +63,7 @@ class GatewayAuth(_Auth):
     """
 
     def __new__(cls, authenticator: Authenticator) -> Self:  # noqa: ARG004 - __init__ takes it
+        # mypy does not take a class for something hashable, which the cache wants.
         return super().__new__(cast("type[Self]", _of_both_modules(cls)))  # type: ignore[arg-type]
 
     def __init__(self, authenticator: Authenticator) -> None:
@@ -71,19 +72,20 @@ class GatewayAuth(_Auth):
     def __repr__(self) -> str:
         return f"<GatewayAuth of {self._authenticator!r}>"
 
-    def sync_auth_flow(  # type: ignore[override]
+    def sync_auth_flow(  # type: ignore[override]  # see `_Auth`
         self,
         request: httpx.Request,  # noqa: ARG002 - httpx's own name
     ) -> Generator[httpx.Request, httpx.Response]:
         """Refuses: there is no waiting for a refresh without Trio."""
         raise RuntimeError("GatewayAuth is for an AsyncClient, on Trio")
 
-    async def async_auth_flow(  # type: ignore[override]  # noqa: ASYNC900, ASYNC911 - httpx closes it
+    # Of the two modules' requests it takes either, which no type says; httpx closes the generator.
+    async def async_auth_flow(  # type: ignore[override]  # noqa: ASYNC900, ASYNC911 - see above
         self, request: httpx.Request
     ) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """See `httpx.Auth`, which closes it."""
         await request.aread()
-        origin = str(request.url.copy_with(raw_path=b"/")).rstrip("/")
+        origin = f"{request.url.scheme}://{request.url.netloc.decode('ascii')}"
         key = await self._authenticator.key()
         _put(key, request)
         response = yield request

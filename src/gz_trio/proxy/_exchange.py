@@ -108,8 +108,7 @@ class Exchange:
 
     async def hung_up(self) -> None:
         """Wait until the client goes; its request has to be read."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        await hung_up(self._receive)
 
     async def receive(self) -> Message:
         """ASGI's, for applications: gives the body, which was read before, once more."""
@@ -181,3 +180,9 @@ class Exchange:
     def _begun(self, status: int) -> None:
         self.status = status
         self.began = trio.current_time()
+
+
+async def hung_up(receive: Receive) -> None:
+    """Wait until a client goes; ASGI's `receive` tells, once its request was read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

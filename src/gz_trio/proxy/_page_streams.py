@@ -9,6 +9,7 @@ import trio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ._exchange import hung_up
 from ._page_files import HEADERS
 from ._page_turns import News
 
@@ -30,7 +31,7 @@ class NewsStream(Response):
         self._frame = b"data: %b\n\n" if media_type == "text/event-stream" else b"%b\n"
         self._work = work
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         """Answer; returns when the work is done, or when nobody reads any more."""
 
         async def tell(news: Iterable[News]) -> None:
@@ -48,6 +49,5 @@ class NewsStream(Response):
 
 
 async def _cancel_when_gone(receive: Receive, scope: trio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    await hung_up(receive)
     scope.cancel()
